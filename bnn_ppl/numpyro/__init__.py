@@ -1,0 +1,14 @@
+"""Kernels, guides and tools for NumPyro models."""
+
+try:
+    import jax  # noqa: F401
+    import numpyro  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError("bnn_ppl.numpyro needs numpyro and jax: pip install 'bnn_ppl[numpyro]'") from error
+
+from bnn_ppl.numpyro.initialization import init_to_prior_center
+from bnn_ppl.numpyro.potential import full_data
+from bnn_ppl.numpyro.sghmc import SGHMC, norm_adjusting_sghmc
+from bnn_ppl.numpyro.sgld import SGLD
+
+__all__ = ["SGHMC", "SGLD", "full_data", "init_to_prior_center", "norm_adjusting_sghmc"]

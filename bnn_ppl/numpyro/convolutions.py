@@ -1,0 +1,222 @@
+"""Convolutions and max-pools that stay fast inside compiled loops on a CPU.
+
+Inside `lax.scan` or `fori_loop`, XLA runs a convolution on a CPU by naive code unless it has one plain form:
+channels last, input not dilated, no groups (jax issue 12868). The gradients that JAX writes for a convolution
+have other forms, and that of a max-pool (select-and-scatter) is slow everywhere, so a LeNet-5 step costs 10 to
+25 times more in a sampler's inner loop than outside it.
+
+`fast_convolutions` traces a function and evaluates its program again with two primitives exchanged, before
+anyone differentiates it:
+
+- ``y = conv(x, w)`` runs with channels last, and so do its gradients. ``dw`` is a convolution of ``x`` with
+  ``dy``, batch and channels swapped (patches and a matrix product where patches are tiny, as in most first
+  layers). ``dx`` is a convolution of ``dy`` with the flipped ``w``, or, where that would mostly multiply zeros
+  (strides, unpadded edges), ``dy w'`` added back into place.
+- ``y = max_pool(x)`` remembers which element of each window won: on ties the first one, as in JAX.
+
+Values and gradients are those of the original up to rounding. Forward mode is lost, as with any
+`jax.custom_vjp`; forward over reverse (Hessian-vector products) works. Left as they are: grouped, transposed
+(dilated input), complex and mixed-precision convolutions; windows of over 64 elements; and whatever lies inside
+the network's own `scan`, `while`, `cond`, `shard_map` or function with a custom derivative.
+"""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import sequential_vmap
+from jax.extend import core
+from jax.extend.core import primitives
+
+_MAX_WINDOW = 64  # elements of a pooling window, each of which becomes one slice
+_MAX_PATCH = 32  # elements of a patch up to which patches and a matrix product beat a convolution
+
+
+def fast_convolutions(fn):
+    """Give a function whose convolutions and max-pools are fast inside loops on a CPU.
+
+    Parameters
+    ----------
+    fn : callable
+        A pure function of pytrees of arrays, such as a potential ``(params, *batch) -> ()``, with a network
+        in Flax, Equinox or plain JAX. Wrap it *before* `jax.grad`.
+
+    Returns
+    -------
+    callable
+        The same function, with equal values and gradients. It calls `fn` itself on other platforms (by
+        `jax.default_backend`) and where there is nothing to exchange: one more trace, no run time.
+
+    Notes
+    -----
+    `jax.vmap` over the result (chains) runs each convolution one chain after another, because XLA has no fast
+    form for a convolution with a kernel per chain.
+
+    Examples
+    --------
+    >>> value_and_grad = jax.value_and_grad(fast_convolutions(potential))
+    """
+
+    @functools.wraps(fn)
+    def wrapped(*args, **kwargs):
+        if jax.default_backend() != "cpu":
+            return fn(*args, **kwargs)
+        closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args, **kwargs)
+        if not _has_replaceable(closed.jaxpr):
+            return fn(*args, **kwargs)
+        out = _evaluate(closed.jaxpr, closed.consts, *jax.tree.leaves((args, kwargs)))
+        return jax.tree.unflatten(jax.tree.structure(shapes), out)
+
+    return wrapped
+
+
+def _inner(eqn):
+    """The program inside a call that we may open, as a ClosedJaxpr, or None."""
+    if eqn.primitive in (primitives.jit_p, primitives.closed_call_p):
+        return eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
+    if eqn.primitive is primitives.remat_p:
+        return core.ClosedJaxpr(eqn.params["jaxpr"], ())
+    return None
+
+
+def _has_replaceable(jaxpr):
+    inner = ((eqn, _inner(eqn)) for eqn in jaxpr.eqns)
+    return any(_has_replaceable(sub.jaxpr) if sub else _replacement(eqn) is not None for eqn, sub in inner)
+
+
+def _evaluate(jaxpr, consts, *args):
+    """Run a program on arrays or tracers, with the slow primitives exchanged."""
+    env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+    for eqn in jaxpr.eqns:
+        sub = _inner(eqn)
+        if sub and _has_replaceable(sub.jaxpr):
+            run = functools.partial(_evaluate, sub.jaxpr, sub.consts)
+            if eqn.primitive is primitives.remat_p:
+                run = jax.checkpoint(run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
+        elif not sub and (new := _replacement(eqn)):
+            run = lambda *operands, new=new: [new(*operands)]  # noqa: E731
+        else:  # one equation as a program of its own, so that JAX itself binds it with its context
+            run = None
+        if run:
+            operands = [v.val if isinstance(v, core.Literal) else env[v] for v in eqn.invars]
+        else:
+            names = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, core.Literal)))
+            single = core.Jaxpr((), names, eqn.outvars, [eqn], eqn.effects)
+            run, operands = core.jaxpr_as_fun(core.ClosedJaxpr(single, ())), [env[v] for v in names]
+        env.update(zip(eqn.outvars, run(*operands), strict=True))
+    return [v.val if isinstance(v, core.Literal) else env[v] for v in jaxpr.outvars]
+
+
+def _replacement(eqn):
+    """The fast function for an equation, or None if it has to stay."""
+    p, avals = eqn.params, [v.aval for v in eqn.invars]
+    if not all(jnp.issubdtype(getattr(a, "dtype", None), jnp.floating) for a in avals):
+        return None
+    if eqn.primitive is primitives.conv_general_dilated_p:
+        plain = p["feature_group_count"] == p["batch_group_count"] == 1 and set(p["lhs_dilation"]) <= {1}
+        same_type = avals[0].dtype == avals[1].dtype and p["preferred_element_type"] in (None, avals[0].dtype)
+        sized = all(math.prod(a.shape) for a in (*avals, eqn.outvars[0].aval))
+        if plain and same_type and sized and p["out_sharding"] is None:
+            return functools.partial(_any_layout, p)
+    if eqn.primitive is primitives.reduce_window_max_p and set(p["base_dilation"]) <= {1}:
+        return functools.partial(_max_pool, p) if math.prod(p["window_dimensions"]) <= _MAX_WINDOW else None
+    return None
+
+
+def _any_layout(p, x, w):
+    """A convolution in any order of dimensions, by the channels-last one."""
+    lhs, rhs, out = p["dimension_numbers"]
+    conv = _channels_last(p["window_strides"], p["padding"], p["rhs_dilation"], p["precision"])
+    y = conv(x.transpose(lhs[0], *lhs[2:], lhs[1]), w.transpose(*rhs[2:], rhs[1], rhs[0]))
+    order = (out[0], *out[2:], out[1])  # where each dimension of y has to go
+    return y.transpose([order.index(i) for i in range(y.ndim)])
+
+
+def _channels_last(strides, padding, dilation, precision):
+    """``conv(x, w)`` for x (n, *spatial, c), w (*window, c, o) and the result (n, *spatial', o)."""
+    dims, end = range(len(strides)), len(strides) + 1
+    spatial = range(1, end)
+    layout = lax.ConvDimensionNumbers((0, end, *spatial), (end, end - 1, *dims), (0, end, *spatial))
+
+    def raw(x, w, strides, padding, dilation):
+        return lax.conv_general_dilated(
+            x, w, strides, padding, rhs_dilation=dilation, dimension_numbers=layout, precision=precision
+        )
+
+    def patches(x, window, outputs):
+        """(n, *spatial, c) to (n, *spatial', prod(window) * c), by one concatenation per dimension."""
+        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pad, 0) for pad in padding), (0, 0, 0)])
+        for i in reversed(dims):
+            starts, reach = range(0, window[i] * dilation[i], dilation[i]), (outputs[i] - 1) * strides[i] + 1
+            x = jnp.concatenate([lax.slice_in_dim(x, a, a + reach, strides[i], i + 1) for a in starts], -1)
+        return x
+
+    @sequential_vmap
+    def forward(x, w):
+        return raw(x, w, strides, padding, dilation)
+
+    @sequential_vmap
+    def input_gradient(x, w, dy):
+        window, size, outputs = w.shape[:-2], x.shape[1:-1], dy.shape[1:-1]
+        if set(strides) == {1} and 2 * math.prod(size) <= 3 * math.prod(outputs):
+            low = [(window[i] - 1) * dilation[i] - padding[i][0] for i in dims]
+            pads = [(low[i], size[i] - outputs[i] + padding[i][0]) for i in dims]
+            return raw(dy, jnp.flip(w, dims).swapaxes(-1, -2), strides, pads, dilation)
+        spread = jnp.matmul(dy, w.reshape(-1, w.shape[-1]).T, precision=precision)
+        return jax.linear_transpose(lambda x: patches(x, window, outputs), x)(spread)[0]
+
+    @sequential_vmap
+    def kernel_gradient(x, w, dy):
+        window, size, outputs = w.shape[:-2], x.shape[1:-1], dy.shape[1:-1]
+        if math.prod(w.shape[:-1]) <= _MAX_PATCH:
+            flat = patches(x, window, outputs).reshape(-1, math.prod(w.shape[:-1]))
+            return jnp.matmul(flat.T, dy.reshape(-1, dy.shape[-1]), precision=precision).reshape(w.shape)
+        reach = [(window[i] - 1) * dilation[i] + (outputs[i] - 1) * strides[i] + 1 for i in dims]
+        pads = [(padding[i][0], reach[i] - size[i] - padding[i][0]) for i in dims]
+        dw = raw(jnp.swapaxes(x, 0, -1), jnp.moveaxis(dy, 0, -2), dilation, pads, strides)
+        return jnp.moveaxis(dw, 0, -2)
+
+    conv = jax.custom_vjp(forward)
+    conv.defvjp(
+        lambda x, w: (forward(x, w), (x, w)),
+        lambda saved, dy: (input_gradient(*saved, dy), kernel_gradient(*saved, dy)),
+    )
+    return conv
+
+
+def _max_pool(p, x):
+    """Max-pool whose gradient places dy by the saved index of each window's first maximum."""
+    strides, shape = p["window_strides"], x.shape
+    starts = [
+        [k * d for k, d in zip(offset, p["window_dilation"], strict=True)]
+        for offset in itertools.product(*map(range, p["window_dimensions"]))
+    ]
+
+    def forward(x):
+        return primitives.reduce_window_max_p.bind(x, **p)
+
+    def forward_and_winner(x):
+        y = forward(x)
+        edges = [(*pad, 0) for pad in p["padding"]]
+        padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), edges)
+        winner = jnp.zeros(y.shape, jnp.int8)
+        for q, start in reversed(list(enumerate(starts))):
+            stop = [a + (n - 1) * s + 1 for a, n, s in zip(start, y.shape, strides, strict=True)]
+            winner = jnp.where(lax.slice(padded, start, stop, strides) == y, jnp.int8(q), winner)
+        return y, winner
+
+    def backward(winner, dy):
+        zero, dx = jnp.zeros((), dy.dtype), 0.0
+        for q, start in enumerate(starts):  # undo the slice, the strides and the padding in one lax.pad
+            low = [a - lo for a, (lo, _) in zip(start, p["padding"], strict=True)]
+            reach = [(n - 1) * s + 1 for n, s in zip(dy.shape, strides, strict=True)]
+            edges = [(a, n - a - r, s - 1) for a, n, r, s in zip(low, shape, reach, strides, strict=True)]
+            dx = dx + lax.pad(jnp.where(winner == q, dy, zero), zero, edges)
+        return (dx,)
+
+    pool = jax.custom_vjp(forward)
+    pool.defvjp(forward_and_winner, backward)
+    return pool(x)

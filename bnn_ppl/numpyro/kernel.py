@@ -1,0 +1,325 @@
+"""What all stochastic-gradient kernels share: set-up, the loop over gradient steps, and what a draw records.
+
+A kernel carries the gradient at its current position, so that each step costs one gradient and a draw's
+statistics belong to the draw's own position: step k moves with the gradient of minibatch k, then evaluates that
+of minibatch k + 1 at the new position. All randomness is a function of the chain's key and the gradient step, so
+that a run cut in pieces equals a run in one piece, bit for bit.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array, lax, random
+import jax.numpy as jnp
+from numpyro.infer.initialization import init_to_value
+from numpyro.infer.mcmc import MCMCKernel
+from numpyro.util import is_prng_key
+
+from bnn_ppl.numpyro import minibatches, noise, potential
+from bnn_ppl.numpyro.convolutions import fast_convolutions
+from bnn_ppl.numpyro.initialization import init_to_prior_center
+from bnn_ppl.schedules import value_at
+from bnn_ppl.settings import SGLDSettings, check_choice, check_target
+
+NOISES = ("normal", "fast")
+_UNROLL = 4
+
+
+class Evaluation(NamedTuple):
+    """A minibatch potential and its gradient at the current position."""
+
+    energy: Array
+    gradient: Any
+
+
+class Target(NamedTuple):
+    """What a chain samples: `energy(z, temperature, batch)`, and the plates that a batch has rows of."""
+
+    energy: Callable
+    plates: dict[str, Any]
+
+
+class Keys(NamedTuple):
+    """Independent streams of one chain."""
+
+    noise: Array
+    momentum: Array
+    data: Array
+
+
+def leaf_names(z: Any) -> list[str | None]:
+    """Site name of each leaf of `z` in flattening order; None for positions that are no dict of arrays."""
+    leaves = jax.tree.leaves(z)
+    flat_dict = isinstance(z, dict) and len(leaves) == len(z) and all(isinstance(k, str) for k in z)
+    return sorted(z) if flat_dict else [None] * len(leaves)
+
+
+def draw_noise(words: Array, counter: Array, z: Any, kind: str) -> Any:
+    """Standard noise in the shape of `z`, from one flat draw."""
+    leaves, structure = jax.tree.flatten(z)
+    dtype = jnp.result_type(*leaves)
+    flat = noise.normal(words, counter, sum(leaf.size for leaf in leaves), dtype, kind)
+    pieces, start = [], 0
+    for leaf in leaves:
+        pieces.append(flat[start : start + leaf.size].reshape(leaf.shape).astype(leaf.dtype))
+        start += leaf.size
+    return jax.tree.unflatten(structure, pieces)
+
+
+def dot(a: Any, b: Any) -> Array:
+    """Inner product over all leaves."""
+    return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)))
+
+
+def size(z: Any) -> int:
+    """Number of coordinates."""
+    return sum(leaf.size for leaf in jax.tree.leaves(z))
+
+
+def where(condition: Array, if_true: Any, if_false: Any) -> Any:
+    """`jnp.where` over all leaves."""
+    return jax.tree.map(partial(jnp.where, condition), if_true, if_false)
+
+
+class StochasticGradientKernel(MCMCKernel):
+    """Base of the kernels; a subclass gives `settings`, its state, `start`, `advance` and `statistics`.
+
+    What moves besides the position (momenta, say) is a dict of trees, `extra`, whose keys are state fields.
+    """
+
+    sample_field = "z"
+    state_type: type
+    statistic_fields: tuple[str, ...]
+    extra_fields: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        model: Callable | None,
+        potential_fn: Callable | None,
+        settings: SGLDSettings,
+        init_strategy: Callable | None,
+    ):
+        check_target(model, potential_fn)
+        check_choice("noise", settings.noise, NOISES)
+        if potential_fn is not None and settings.batch_size is not None:
+            raise ValueError(
+                f"batch_size={settings.batch_size!r} needs a model with a data plate; potential_fn has no rows"
+            )
+        self._model = model
+        self._potential_fn = potential_fn
+        self._init_strategy = init_to_prior_center() if init_strategy is None else _as_strategy(init_strategy)
+        self._held: dict | None = None
+        self._sample_fn: Callable | None = None
+        self.settings = settings
+
+    @property
+    def model(self) -> Callable | None:
+        """Full-data view of the model, so that the host and ArviZ see all rows; None with `potential_fn`."""
+        return None if self._model is None else potential.full_data(self._model)
+
+    @property
+    def default_fields(self) -> tuple[str, ...]:
+        """State fields that the host's MCMC collects."""
+        return (self.sample_field, *self.statistic_fields)
+
+    @abstractmethod
+    def start(self, words: Array, z: Any) -> dict[str, Any]:
+        """What moves besides the position, at the start of a chain."""
+
+    @abstractmethod
+    def advance(
+        self,
+        step: Array,
+        z: Any,
+        extra: dict[str, Any],
+        gradient: Any,
+        noise_words: Array,
+        counter: Array,
+        momentum_words: Array,
+    ) -> tuple[Any, dict[str, Any]]:
+        """One gradient step."""
+
+    @abstractmethod
+    def statistics(self, step: Array, z: Any, extra: dict[str, Any], now: Evaluation) -> dict[str, Array]:
+        """What a draw records besides its position."""
+
+    def _layout(self, args: tuple, kwargs: dict) -> potential.Layout:
+        return potential.inspect(self._model, args, kwargs, self.settings.batch_size, self._held)
+
+    def _target(self, args: tuple, kwargs: dict) -> Target:
+        if self._model is None:
+            return Target(lambda z, temperature, batch: self._potential_fn(z), {})
+        args, kwargs = potential.as_arrays((args, kwargs))
+        layout = self._layout(args, kwargs)
+
+        def energy(z: Any, temperature: Array, batch: dict[str, Array]) -> Array:
+            return potential.potential_energy(self._model, layout, z, temperature, batch, args, kwargs)
+
+        return Target(fast_convolutions(energy), layout.subsampled)
+
+    def _evaluate(self, target: Target, keys: Keys, stream: dict, step: Array, z: Any) -> tuple[Evaluation, dict]:
+        """Potential and gradient on the next minibatch, and the stream past it."""
+        batch, rest = {}, {}
+        for i, (name, plate) in enumerate(sorted(target.plates.items())):
+            epoch, offset = stream[name]
+            shape = {"size": plate.size, "batch_size": plate.batch_size}
+            words = noise.seed_words(random.fold_in(keys.data, i))
+            batch[name] = minibatches.indices(
+                words, epoch, offset, step, **shape, subsampling=self.settings.subsampling
+            )
+            rest[name] = minibatches.advance(epoch, offset, **shape)
+        temperature = value_at(self.settings.temperature, step)
+        energy, gradient = jax.value_and_grad(target.energy)(z, temperature, batch)
+        return Evaluation(energy, gradient), rest
+
+    def init(
+        self, rng_key: Array, num_warmup: int, init_params: Any, model_args: tuple, model_kwargs: dict | None
+    ) -> Any:
+        """State in which a chain starts, or a batch of chains for a batch of keys; the host calls this."""
+        args, kwargs = potential.as_arrays((model_args, model_kwargs or {}))
+        with jax.ensure_compile_time_eval():
+            self.settings.check_schedules(max(num_warmup, 1))
+            if self._model is not None:
+                self._held = None
+                layout = self._layout(args, kwargs)
+                potential.warn_held(layout)
+                self._held = layout.held
+                self.settings.check_sites(list(layout.shapes))
+                self._check_start(init_params, layout)
+            elif init_params is None:
+                raise ValueError("potential_fn needs starting values: pass init_params= to MCMC.run")
+            else:
+                names = leaf_names(init_params)
+                self.settings.check_sites(None if None in names else names)
+        self._sample_fn = self._draw
+        one_chain = partial(self._start_chain, args=args, kwargs=kwargs)
+        if is_prng_key(rng_key):
+            state = one_chain(rng_key, init_params)
+        else:
+            state = jax.vmap(one_chain, out_axes=self._axes)(rng_key, init_params)
+        self._check_finite(state, args, kwargs)
+        return state
+
+    def _check_start(self, init_params: Any, layout: potential.Layout) -> None:
+        if init_params is not None and set(init_params) != set(layout.shapes):
+            raise ValueError(
+                f"init_params has the sites {sorted(init_params)}, the model {sorted(layout.shapes)}: give an "
+                "unconstrained value for each latent site"
+            )
+
+    def _start_chain(self, rng_key: Array, init_params: Any, args: tuple, kwargs: dict) -> Any:
+        key_start, key_extra, key_run = random.split(rng_key, 3)
+        z = init_params
+        if z is None:
+            layout = self._layout(args, kwargs)
+            z = potential.initial_values(self._model, layout, key_start, self._init_strategy, args, kwargs)
+        z = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x, jnp.bfloat16)), z)
+        step = jnp.int32(0)
+        target = self._target(args, kwargs)
+        stream = {name: (jnp.int32(0), jnp.int32(0)) for name in target.plates}
+        extra = self.start(noise.seed_words(key_extra), z)
+        now, stream = self._evaluate(target, Keys(*random.split(key_run, 3)), stream, step, z)
+        return self.state_type(
+            step=step,
+            z=z,
+            stream=stream,
+            evaluation=now,
+            rng_key=key_run,
+            diverging=jnp.bool_(False),
+            **extra,
+            **self.statistics(step, z, extra, now),
+        )
+
+    def _check_finite(self, state: Any, args: tuple, kwargs: dict) -> None:
+        """Raise where a chain cannot start; under the host's pmap or vmap values are not known, and it diverges."""
+        ok = jnp.isfinite(state.lp_minibatch) & jnp.isfinite(state.gradient_norm)
+        if isinstance(ok, jax.core.Tracer) or ok.all():
+            return
+        z = state.z if ok.ndim == 0 else jax.tree.map(lambda x: x[jnp.argmin(ok)], state.z)
+        if self._model is None:
+            cause = "potential_fn"
+        else:
+            layout = self._layout(args, kwargs)
+            cause = potential.explain_not_finite(self._model, layout, z, layout.first_rows(), args, kwargs)
+        raise ValueError(
+            f"the potential is not finite where the chain starts, because of {cause}: check the data for NaN, the "
+            "priors' supports, and the initial values (init_strategy, init_params)"
+        )
+
+    @property
+    def _axes(self) -> Any:
+        """Axes of a batch of chains: the step and the place in the data stream are common to all."""
+        axes = dict.fromkeys(self.state_type._fields, 0) | {"step": None, "stream": None}
+        return self.state_type(**axes)
+
+    def sample(self, state: Any, model_args: tuple, model_kwargs: dict | None) -> Any:
+        """State after one draw, that is after `steps_per_draw` gradient steps; the host calls this."""
+        target = self._target(model_args, model_kwargs or {})
+        one_chain = partial(self._draw, target)
+        if is_prng_key(state.rng_key):
+            return one_chain(state)
+        return jax.vmap(one_chain, in_axes=(self._axes,), out_axes=self._axes)(state)
+
+    def _draw(self, target: Target, state: Any) -> Any:
+        keys = Keys(*random.split(state.rng_key, 3))
+        noise_words = noise.seed_words(random.fold_in(keys.noise, state.step))
+        momentum_words = noise.seed_words(random.fold_in(keys.momentum, state.step))
+        extra = {name: getattr(state, name) for name in self.extra_fields}
+
+        def gradient_step(carry: tuple, counter: Array) -> tuple[tuple, None]:
+            step, z, extra, stream, now = carry
+            z, extra = self.advance(step, z, extra, now.gradient, noise_words, counter, momentum_words)
+            now, stream = self._evaluate(target, keys, stream, step + 1, z)
+            return (step + 1, z, extra, stream, now), None
+
+        count = self.settings.steps_per_draw
+        start = (state.step, state.z, extra, state.stream, state.evaluation)
+        end, _ = lax.scan(gradient_step, start, jnp.arange(count), unroll=min(_UNROLL, count))
+        step, z, extra, stream, now = end
+        last = step - 1
+        statistics = self.statistics(last, z, extra, now)
+        finite = jnp.isfinite(now.energy) & jnp.isfinite(statistics["gradient_norm"])
+        for tree in (z, extra):
+            finite &= jnp.isfinite(dot(tree, tree))
+
+        def back() -> tuple:
+            fresh = self.start(noise.seed_words(random.fold_in(keys.momentum, -1 - state.step)), state.z)
+            return state.z, fresh, state.evaluation
+
+        z, extra, now = lax.cond(finite, lambda: (z, extra, now), back)
+        return state._replace(
+            step=step,
+            z=z,
+            stream=stream,
+            evaluation=now,
+            diverging=~finite,
+            **extra,
+            **where(finite, statistics, self.statistics(last, z, extra, now)),
+        )
+
+    def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:
+        """Map from unconstrained to the user's coordinates, with the deterministic sites; the host calls this."""
+        if self._model is None:
+            return lambda z: z
+        args, kwargs = potential.as_arrays((model_args, model_kwargs or {}))
+        layout = self._layout(args, kwargs)
+        return lambda z: potential.constrain(self._model, layout, z, args, kwargs)
+
+    def get_diagnostics_str(self, state: Any) -> str:
+        """Text behind the host's progress bar."""
+        return (
+            f"{int(state.step)} steps of size {float(state.step_size):.2e}. lp={float(state.lp_minibatch):.4g}. "
+            f"T_conf={float(state.configurational_temperature):.3g}"
+        )
+
+
+def _as_strategy(init_strategy: Callable) -> Callable:
+    """A host's strategy may come as the function itself or with its options filled in."""
+    if isinstance(init_strategy, partial):
+        return init_strategy
+    if isinstance(init_strategy, dict):
+        return init_to_value(values=init_strategy)
+    return init_strategy()

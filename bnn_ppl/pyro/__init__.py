@@ -1,0 +1,14 @@
+"""Kernels, guides and tools for Pyro models."""
+
+try:
+    import pyro  # noqa: F401
+    import torch  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError("bnn_ppl.pyro needs pyro-ppl and torch: pip install 'bnn_ppl[pyro]'") from error
+
+from bnn_ppl.pyro.initialization import init_to_prior_center
+from bnn_ppl.pyro.potential import full_data
+from bnn_ppl.pyro.sghmc import SGHMC, norm_adjusting_sghmc
+from bnn_ppl.pyro.sgld import SGLD
+
+__all__ = ["SGHMC", "SGLD", "full_data", "init_to_prior_center", "norm_adjusting_sghmc"]

@@ -1,0 +1,317 @@
+"""What all stochastic-gradient kernels share: set-up, the loop over gradient steps, and what a draw records.
+
+A kernel carries the gradient at its current position, so that each step costs one gradient and a draw's
+statistics belong to the draw's own position: step k moves with the gradient of minibatch k, then evaluates that
+of minibatch k + 1 at the new position. Positions, momenta and gradients are flat tensors with the sites in the
+order of their names: a handful of operations a step, however many layers a network has.
+"""
+
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable
+import multiprocessing
+from typing import Any
+import warnings
+
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+import torch
+from torch import Tensor
+
+from bnn_ppl.pyro import potential
+from bnn_ppl.pyro.compilation import Gradient
+from bnn_ppl.pyro.initialization import init_to_prior_center
+from bnn_ppl.pyro.minibatches import IndexStream
+from bnn_ppl.schedules import check_values, value_at
+from bnn_ppl.settings import SGLDSettings, at_site, check_choice, check_target
+
+NOISES = ("normal",)
+
+
+class StochasticGradientKernel(MCMCKernel):
+    """Base of the kernels; a subclass gives `settings`, `start`, `advance` and `statistics`.
+
+    What moves besides the position (momenta, say) is a dict of flat tensors, `self._extra`.
+    """
+
+    statistic_fields: tuple[str, ...]
+
+    def __init__(
+        self,
+        model: Callable | None,
+        potential_fn: Callable | None,
+        settings: SGLDSettings,
+        init_strategy: Callable | None,
+        jit_compile: bool,
+    ):
+        check_target(model, potential_fn)
+        check_choice("noise", settings.noise, NOISES)
+        if potential_fn is not None and settings.batch_size is not None:
+            raise ValueError(
+                f"batch_size={settings.batch_size!r} needs a model with a data plate; potential_fn has no rows"
+            )
+        self._model = model
+        self._potential_fn = potential_fn
+        self._init_strategy = init_to_prior_center if init_strategy is None else init_strategy
+        self.settings = settings
+        self.jit_compile = jit_compile
+        self.transforms: dict[str, Any] | None = None
+        self._given: dict[str, Tensor] | None = None
+        self._resume: list[dict] = []
+        self._gradient = Gradient(jit_compile)
+        self.cleanup()
+
+    def cleanup(self) -> None:
+        """Forget the chain, but not the transforms, which the host still needs; the host calls this."""
+        self._given = None
+        self._last: dict[str, Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the compiled gradient, so that the host can send the kernel to other processes."""
+        return self.__dict__ | {"_gradient": Gradient(self.jit_compile)}
+
+    @property
+    def model(self) -> Callable | None:
+        """Full-data view of the model; None with `potential_fn`."""
+        return None if self._model is None else potential.full_data(self._model)
+
+    @property
+    def initial_params(self) -> dict[str, Tensor]:
+        """Unconstrained values at which the chain starts, by site; the host reads and may set them."""
+        if self._last is None:
+            raise ValueError("initial_params are known after setup, which MCMC.run calls, or after setting them")
+        return self._last
+
+    @initial_params.setter
+    def initial_params(self, params: dict[str, Tensor]) -> None:
+        self._given = params
+
+    @abstractmethod
+    def start(self) -> dict[str, Tensor]:
+        """What moves besides the position, at the start of a chain."""
+
+    @abstractmethod
+    def advance(self, step: int) -> None:
+        """One gradient step of `self._position` and `self._extra` with `self._grad`."""
+
+    @abstractmethod
+    def statistics(self, step: int) -> dict[str, float]:
+        """What a draw records besides its position."""
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        """Prepare a chain on the model's arguments; the host calls this."""
+        self.settings.check_schedules(max(warmup_steps, 1))
+        if self._model is None:
+            initial = self._setup_potential_fn()
+        else:
+            initial = self._setup_model(args, kwargs)
+        self._shapes = {name: initial[name].shape for name in sorted(initial)}
+        self._dtypes = {name: initial[name].dtype for name in self._shapes}
+        self._warmup_steps = warmup_steps
+        self._draws = 0
+        self._divergences: list[int] = []
+        self._records: dict[str, list[float]] = {name: [] for name in self.statistic_fields}
+        self._energy: Tensor | None = None
+        self._step = 0
+        self._position = self._flatten(initial)
+        self._streams = {
+            name: IndexStream(plate, self.settings.subsampling, self._layout.devices[name])
+            for name, plate in (self._layout.subsampled if self._model is not None else {}).items()
+        }
+        self._extra = self.start()
+        self._last = self._unflatten(self._position)
+        if self._resume:
+            self._load(self._resume.pop(0))
+        else:
+            self._evaluate()
+            self._check_finite(args, kwargs)
+
+    def _setup_potential_fn(self) -> dict[str, Tensor]:
+        if self._given is None and not self._resume:
+            raise ValueError("potential_fn needs starting values: pass initial_params= to MCMC")
+        initial = self._given or self._resume[0]["params"]
+        self.settings.check_sites(list(initial))
+        self.transforms = {}
+        self._gradient.prepare(lambda z, temperature, batch, args, kwargs: self._potential_fn(z), (), {})
+        return initial
+
+    def _setup_model(self, args: tuple, kwargs: dict) -> dict[str, Tensor]:
+        layout = potential.inspect(self._model, self._init_strategy, args, kwargs, self.settings.batch_size)
+        potential.warn_held(layout)
+        self._layout = layout
+        self.settings.check_sites(list(layout.initial))
+        self.transforms = layout.transforms
+
+        def energy(z: dict, temperature: Any, batch: dict, args: tuple, kwargs: dict) -> Tensor:
+            return potential.potential_energy(self._model, layout, z, temperature, batch, args, kwargs)
+
+        self._gradient.prepare(energy, args, kwargs)
+        initial = self._given or layout.initial
+        if set(initial) != set(layout.initial):
+            raise ValueError(
+                f"initial_params has the sites {sorted(initial)}, the model {sorted(layout.initial)}: give an "
+                "unconstrained value for each latent site"
+            )
+        return initial
+
+    def _flatten(self, params: dict[str, Tensor]) -> Tensor:
+        return torch.cat([params[name].detach().reshape(-1) for name in self._shapes])
+
+    def _unflatten(self, flat: Tensor) -> dict[str, Tensor]:
+        pieces = flat.split([shape.numel() for shape in self._shapes.values()])
+        named = zip(self._shapes.items(), pieces, strict=True)
+        return {name: piece.reshape(shape).to(self._dtypes[name]) for (name, shape), piece in named}
+
+    def _per_coordinate(self, by_site: Any) -> Any:
+        """A number, or a dict by site name as a flat tensor."""
+        if not isinstance(by_site, dict):
+            return by_site
+        like = self._position
+        return torch.cat([like.new_full((s.numel(),), at_site(by_site, n)) for n, s in self._shapes.items()])
+
+    def _noise(self) -> Tensor:
+        return torch.randn_like(self._position)
+
+    def _value(self, name: str, step: int) -> float:
+        """A hyperparameter at a gradient step, checked if it is a callable."""
+        schedule = getattr(self.settings, name)
+        if callable(schedule):
+            check_values(name, schedule, [step], positive=False)
+        return float(value_at(schedule, step))
+
+    def _evaluate(self) -> None:
+        """Potential and gradient at the current position on the next minibatch."""
+        batch = {name: stream.next() for name, stream in self._streams.items()}
+        temperature = self._value("temperature", self._step)
+        self._energy, self._grad = self._gradient(self._position, temperature, batch, self._unflatten)
+
+    def _check_finite(self, args: tuple, kwargs: dict) -> None:
+        if torch.isfinite(self._energy) and torch.isfinite(self._grad).all():
+            return
+        cause = "potential_fn"
+        if self._model is not None:
+            z = self._unflatten(self._position)
+            first_rows = self._layout.first_rows()
+            cause = potential.explain_not_finite(self._model, self._layout, z, first_rows, args, kwargs)
+        raise ValueError(
+            f"the potential is not finite where the chain starts, because of {cause}: check the data for NaN, the "
+            "priors' supports, and the initial values (init_strategy, initial_params)"
+        )
+
+    @torch.no_grad()
+    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Positions after one draw, that is after `steps_per_draw` gradient steps; the host calls this."""
+        if params is not self._last:
+            self._position = self._flatten(params)
+            self._evaluate()
+        before = (self._position, self._energy, self._grad)
+        for _ in range(self.settings.steps_per_draw):
+            self.advance(self._step)
+            self._step += 1
+            self._evaluate()
+        statistics = self.statistics(self._step - 1)
+        total = self._position.sum() + self._energy + self._grad.sum()
+        diverging = not bool(torch.isfinite(sum((tensor.sum() for tensor in self._extra.values()), total)))
+        if diverging:
+            self._position, self._energy, self._grad = before
+            self._extra = self.start()
+            statistics = self.statistics(self._step - 1)
+            self._warn_diverging()
+        self._record(statistics | {"diverging": diverging})
+        self._last = self._unflatten(self._position)
+        return self._last
+
+    def _warn_diverging(self) -> None:
+        warnings.warn(
+            f"the chain was not finite at gradient step {self._step} and went back to its last draw with a new "
+            "momentum: lower step_size, or raise friction; draws that diverged are in sample_stats['diverging']",
+            UserWarning,
+            stacklevel=3,
+        )
+
+    def _record(self, statistics: dict[str, float]) -> None:
+        self._current = statistics
+        if self._draws >= self._warmup_steps:
+            for name, value in statistics.items():
+                self._records[name].append(value)
+            if statistics["diverging"]:
+                self._divergences.append(self._draws - self._warmup_steps)
+        self._draws += 1
+
+    def logging(self) -> OrderedDict:
+        """Text behind the host's progress bar."""
+        now = self._current
+        return OrderedDict(
+            [
+                ("step size", f"{now['step_size']:.2e}"),
+                ("lp", f"{now['lp_minibatch']:.4g}"),
+                ("T_conf", f"{now['configurational_temperature']:.3g}"),
+            ]
+        )
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Draws that diverged, the statistics of all draws by name, and the chain's last state."""
+        records = {name: torch.tensor(values) for name, values in self._records.items()}
+        return {"divergences": self._divergences, **records, "last_state": self._state()}
+
+    def _state(self) -> dict[str, Any]:
+        position = self._position
+        cuda = position.device.type == "cuda"
+        return {
+            "step": self._step,
+            "params": {name: value.clone() for name, value in self._unflatten(position).items()},
+            "extra": {name: value.clone() for name, value in self._extra.items()},
+            "energy": self._energy.clone(),
+            "gradient": self._grad.clone(),
+            "streams": {name: stream.state_dict() for name, stream in self._streams.items()},
+            "generator": torch.get_rng_state(),
+            "cuda_generator": torch.cuda.get_rng_state(position.device) if cuda else None,
+        }
+
+    def state_dict(self, mcmc: Any = None) -> dict[str, Any]:
+        """Where the chains stand, to resume exactly with `load_state_dict`.
+
+        Parameters
+        ----------
+        mcmc
+            The host's finished ``MCMC``, needed when it ran several chains; by default the chain that this kernel
+            ran last.
+
+        Returns
+        -------
+        dict
+            ``{"chains": [...]}``, one state a chain: positions, momenta, gradient, place in the epoch, and the
+            state of torch's generator. ``torch.save`` takes it.
+        """
+        if mcmc is None:
+            return {"chains": [self._state()]}
+        return {"chains": [diagnostics["last_state"] for diagnostics in mcmc._diagnostics]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next ``MCMC.run`` go on from `state`; give that MCMC ``warmup_steps=0``.
+
+        Parameters
+        ----------
+        state
+            From `state_dict`, with as many chains as the next run has.
+        """
+        self._resume = list(state["chains"])
+        worker = multiprocessing.current_process()
+        if multiprocessing.parent_process() is not None:
+            self._resume = self._resume[int(worker.name) :]
+
+    def _load(self, state: dict[str, Any]) -> None:
+        if {name: value.shape for name, value in state["params"].items()} != self._shapes:
+            raise ValueError(
+                f"the state to resume has the sites {sorted(state['params'])}, the model {list(self._shapes)}, or "
+                "their shapes differ: resume with the model and data that the state comes from"
+            )
+        self._step = state["step"]
+        self._position = self._flatten(state["params"])
+        self._extra = {name: value.clone() for name, value in state["extra"].items()}
+        self._energy, self._grad = state["energy"].clone(), state["gradient"].clone()
+        for name, stream in self._streams.items():
+            stream.load_state_dict(state["streams"][name])
+        torch.set_rng_state(state["generator"])
+        if state["cuda_generator"] is not None:
+            torch.cuda.set_rng_state(state["cuda_generator"], self._position.device)
+        self._last = self._unflatten(self._position)

@@ -1,0 +1,418 @@
+"""From a Pyro model and its arguments to a minibatch potential over unconstrained sites.
+
+With theta = t(z) for unconstrained z and a transform t at each latent site, U_c(theta) = -log p(y, theta) and J
+the Jacobian of t, the potential at temperature T is::
+
+    U_T(z) = U_c(t(z)) - T log |J(z)|
+
+so that a sampler at temperature T draws theta from p(theta, y)^(1/T) in the user's own coordinates, and T = 0
+finds their MAP. On a minibatch the plates scale the observed sites by N / B, which makes U_T unbiased.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+import warnings
+
+from pyro import poutine
+from torch.distributions import biject_to, constraints
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import SubsampleMessenger, _Subsample
+import torch
+from torch import Tensor
+
+from bnn_ppl.settings import Plate, resolve_batch_size
+
+Sites = dict[str, Tensor]
+
+
+@contextmanager
+def _any_number_of_rows() -> Iterator[None]:
+    """Let plates accept a number of rows other than their subsample_size, which Pyro refuses."""
+    original = SubsampleMessenger._subsample
+
+    def lenient(name: str, size: int | None = None, subsample_size: int | None = None, *rest: Any) -> tuple:
+        if size is None:
+            return original(name, size, subsample_size, *rest)
+        return original(name, size, None, *rest)
+
+    SubsampleMessenger._subsample = staticmethod(lenient)
+    try:
+        yield
+    finally:
+        SubsampleMessenger._subsample = staticmethod(original)
+
+
+class _SetPlates(Messenger):
+    """Give plates their rows: `rows(name, fn)` returns indices, or None to leave one alone."""
+
+    def __init__(self, rows: Callable[[str, _Subsample], Tensor | None]):
+        super().__init__()
+        self.rows = rows
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if isinstance(msg["fn"], _Subsample):
+            indices = self.rows(msg["name"], msg["fn"])
+            if indices is not None:
+                msg["value"] = indices
+
+
+class FullData(NamedTuple):
+    """A model whose subsampled plates hold all their rows; made by `full_data`."""
+
+    model: Callable
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model on all rows."""
+        with _any_number_of_rows(), _SetPlates(lambda name, fn: torch.arange(fn.size, device=fn.device)):
+            return self.model(*args, **kwargs)
+
+
+def full_data(model: Callable) -> Callable:
+    """View of a model in which every subsampled plate holds all its rows.
+
+    Parameters
+    ----------
+    model
+        A Pyro model; its data pass through the plate's indices or ``pyro.subsample``.
+
+    Returns
+    -------
+    callable
+        The same model on the full data, for ``Predictive``, ``log_likelihood`` and everything else of the host
+        that would silently see one minibatch otherwise.
+    """
+    return model if isinstance(model, FullData) else FullData(model)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What one look at a model tells: its plates, latent sites and the values that stay fixed."""
+
+    plates: dict[str, Plate]
+    cut: dict[str, int]
+    devices: dict[str, Any]
+    transforms: dict[str, Any] = field(repr=False)
+    initial: Sites = field(repr=False)
+    held: dict[str, Any] = field(repr=False)
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Unconstrained shape of each latent site, in the order of their names."""
+        return {name: self.initial[name].shape for name in sorted(self.initial)}
+
+    @property
+    def subsampled(self) -> dict[str, Plate]:
+        """The plates of which a minibatch takes a part, by name."""
+        return {name: plate for name, plate in self.plates.items() if plate.subsampled}
+
+    def first_rows(self) -> dict[str, Tensor]:
+        """Rows 0 .. B - 1 of each subsampled plate: a stand-in where any minibatch will do."""
+        return {n: torch.arange(p.batch_size, device=self.devices[n]) for n, p in self.subsampled.items()}
+
+
+class _Start(Messenger):
+    """Start values for the latent sites by an init strategy, and rows for the plates."""
+
+    def __init__(self, init_strategy: Callable, cut: Mapping[str, int], held: Mapping[str, Any]):
+        super().__init__()
+        self.init_strategy = init_strategy
+        self.cut = cut
+        self.held = held
+
+    def _pyro_param(self, msg: dict) -> None:
+        if msg["name"] in self.held:
+            msg["value"], msg["done"] = self.held[msg["name"]], True
+
+    def _pyro_sample(self, msg: dict) -> None:
+        name, fn = msg["name"], msg["fn"]
+        if isinstance(fn, _Subsample):
+            if msg["value"] is not None and len(msg["value"]) < fn.size:
+                raise ValueError(
+                    f"plate {name!r} brings its own subsample= of {len(msg['value'])} rows, so the kernel cannot "
+                    "draw minibatches: write subsample_size= instead, and index the full data inside the plate"
+                )
+            rows = self.cut.get(name, fn.subsample_size or fn.size)
+            msg["value"] = torch.arange(rows, device=fn.device)
+        elif not msg["is_observed"] and msg["value"] is None:
+            if _is_discrete(fn):
+                raise ValueError(
+                    f"site {name!r} is discrete, and stochastic gradients need continuous sites: sum it out of "
+                    "the model, or observe it"
+                )
+            value = self.init_strategy(msg)
+            if value is not None:
+                # A gradient through the start values shows which supports depend on other sites.
+                msg["value"], msg["done"] = value.detach().requires_grad_(), True
+
+
+def _is_discrete(fn: Any) -> bool:
+    try:
+        return fn.support.is_discrete
+    except NotImplementedError:
+        return False
+
+
+def _is_real(support: Any) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real
+
+
+def _has_bounds_that_move(support: Any) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return any(isinstance(v, Tensor) and v.requires_grad for v in vars(support).values())
+
+
+def _pass_through(name: str, cut: Mapping[str, int]) -> str:
+    given = f" (batch_size={cut[name]})" if name in cut else ""
+    return (
+        f"{given}: pass the data through the plate, `with pyro.plate({name!r}, N) as idx: ... x[idx]`, or "
+        "`pyro.subsample(x, event_dim=...)` inside it, for inputs and observations alike"
+    )
+
+
+def _frames(site: Mapping[str, Any]) -> list:
+    return [frame for frame in site["cond_indep_stack"] if frame.dim is not None or frame.full_size]
+
+
+def _plates_of(sites: Mapping[str, dict]) -> dict[str, Plate]:
+    plates = {}
+    for name, site in sites.items():
+        if site["type"] == "sample" and isinstance(site["fn"], _Subsample):
+            inside = [
+                s
+                for s in sites.values()
+                if s["type"] == "sample"
+                and not isinstance(s["fn"], _Subsample)
+                and name in {frame.name for frame in s["cond_indep_stack"]}
+            ]
+            plates[name] = Plate(
+                name,
+                size=site["fn"].size,
+                batch_size=len(site["value"]),
+                observes=any(s["is_observed"] for s in inside),
+                holds_latents=any(not s["is_observed"] for s in inside),
+            )
+    return plates
+
+
+def _latents(sites: Mapping[str, dict]) -> dict[str, dict]:
+    return {
+        n: s
+        for n, s in sites.items()
+        if s["type"] == "sample" and not s["is_observed"] and not isinstance(s["fn"], _Subsample)
+    }
+
+
+def _check_latents(sites: Mapping[str, dict], plates: Mapping[str, Plate]) -> None:
+    latents = _latents(sites)
+    for name, site in latents.items():
+        around = [plates[frame.name] for frame in _frames(site)]
+        data = [p for p in around if p.subsampled or (p.observes and "." in name)]
+        if data:
+            raise ValueError(
+                f"latent site {name!r} lies inside the data plate {data[0].name!r} and would get one copy per row "
+                "of it: sample it before the plate. A PyroModule network must be called outside the data plate, on "
+                "a batch taken with pyro.subsample or the plate's indices"
+            )
+        if _has_bounds_that_move(site["fn"].support):
+            raise ValueError(
+                f"the support of site {name!r} depends on another latent site, and Pyro's MCMC fixes the "
+                "transforms at set-up: rescale a site of fixed support instead"
+            )
+    if not latents:
+        raise ValueError("the model has no latent sites to sample: every sample statement is observed")
+
+
+def _check_rows(sites: Mapping[str, dict], plates: Mapping[str, Plate], cut: Mapping[str, int]) -> None:
+    for name, site in sites.items():
+        if site["type"] != "sample" or not site["is_observed"] or site["infer"].get("_deterministic"):
+            continue
+        for frame in _frames(site):
+            plate, shape = plates[frame.name], site["value"].shape
+            if frame.dim is None or not plate.subsampled or not shape:
+                continue
+            axis = frame.dim - site["fn"].event_dim
+            rows = shape[axis] if len(shape) >= -axis else 1
+            if rows != plate.batch_size:
+                raise ValueError(
+                    f"observed site {name!r} has {rows} rows in plate {frame.name!r}, whose minibatch has "
+                    f"{plate.batch_size}{_pass_through(frame.name, cut)}"
+                )
+
+
+def _look(
+    model: Callable,
+    init_strategy: Callable,
+    held: Mapping[str, Any],
+    cut: Mapping[str, int],
+    args: tuple,
+    kwargs: dict,
+) -> dict[str, dict]:
+    start = _Start(init_strategy, cut, held)
+    with _any_number_of_rows() if cut else nullcontext(), start, torch.enable_grad():
+        return dict(poutine.trace(model).get_trace(*args, **kwargs).nodes)
+
+
+def inspect(
+    model: Callable,
+    init_strategy: Callable,
+    args: tuple,
+    kwargs: dict,
+    batch_size: int | Mapping[str, int] | None,
+) -> Layout:
+    """Look at a model: find its plates and sites, and refuse what minibatch sampling cannot do.
+
+    Parameters
+    ----------
+    model, args, kwargs
+        A Pyro model and its arguments.
+    init_strategy
+        Pyro init strategy, which gives the start values that the layout holds.
+    batch_size
+        As given to the kernel.
+
+    Returns
+    -------
+    Layout
+
+    Raises
+    ------
+    ValueError
+        For a model that cannot be sampled; the message names the site or plate and the remedy.
+    """
+    sites = _look(model, init_strategy, {}, {}, args, kwargs)
+    for name, site in sites.items():
+        fn = site.get("fn")
+        if isinstance(fn, _Subsample) and fn.subsample_size is not None and fn.subsample_size > fn.size:
+            raise ValueError(f"plate {name!r} has subsample_size={fn.subsample_size}, more than its {fn.size} rows")
+    held = {n: s["value"].detach() for n, s in sites.items() if s["type"] == "param"}
+    cut = resolve_batch_size(_plates_of(sites), batch_size)
+    if cut:
+        try:
+            sites = _look(model, init_strategy, held, cut, args, kwargs)
+        except (ValueError, RuntimeError, IndexError) as error:
+            name = next(iter(cut))
+            raise ValueError(f"the model fails on a minibatch of plate {name!r}{_pass_through(name, cut)}") from error
+    plates = _plates_of(sites)
+    _check_rows(sites, plates, cut)
+    _check_latents(sites, plates)
+    transforms = {name: biject_to(site["fn"].support).inv for name, site in _latents(sites).items()}
+    return Layout(
+        plates=plates,
+        cut=cut,
+        devices={name: sites[name]["fn"].device for name in plates},
+        transforms=transforms,
+        initial={name: transforms[name](sites[name]["value"]).detach() for name in transforms},
+        held=held,
+    )
+
+
+class _LogDensity(Messenger):
+    """Put values into the sites of a model and add up its log density, without recording a trace."""
+
+    def __init__(self, layout: Layout, values: Sites, batch: Mapping[str, Tensor]):
+        super().__init__()
+        self.layout = layout
+        self.values = values
+        self.batch = batch
+        self.terms: dict[str, Tensor] = {}
+        self.latest = "the start of the model"
+
+    def _pyro_param(self, msg: dict) -> None:
+        msg["value"], msg["done"] = self.layout.held[msg["name"]], True
+
+    def _pyro_sample(self, msg: dict) -> None:
+        name, fn = msg["name"], msg["fn"]
+        if isinstance(fn, _Subsample):
+            if name in self.batch:
+                msg["value"] = self.batch[name]
+            return
+        if not msg["is_observed"]:
+            msg["value"], msg["done"] = self.values[name], True
+        elif msg["infer"].get("_deterministic"):
+            return
+        self.latest = f"site {name!r}"
+        log_prob = fn.log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+        self.terms[name] = scale_and_mask(log_prob, msg["scale"], msg["mask"])
+
+
+def _run(
+    model: Callable, layout: Layout, z: Sites, batch: Mapping[str, Tensor], args: tuple, kwargs: dict
+) -> tuple[_LogDensity, Sites]:
+    values = {name: layout.transforms[name].inv(value) for name, value in z.items()}
+    density = _LogDensity(layout, values, batch)
+    with _any_number_of_rows() if layout.cut else nullcontext(), density:
+        model(*args, **kwargs)
+    return density, values
+
+
+def potential_energy(
+    model: Callable,
+    layout: Layout,
+    z: Sites,
+    temperature: Tensor | float,
+    batch: Mapping[str, Tensor],
+    args: tuple,
+    kwargs: dict,
+) -> Tensor:
+    """Minibatch potential U_T(z).
+
+    Parameters
+    ----------
+    model, layout
+        The model and what `inspect` found in it.
+    z
+        Unconstrained values by latent site.
+    temperature
+        T; it weighs the log-Jacobian only.
+    batch
+        Row indices, shape (B,), by subsampled plate.
+    args, kwargs
+        Arguments of the model.
+
+    Returns
+    -------
+    Tensor
+        Scalar.
+    """
+    density, values = _run(model, layout, z, batch, args, kwargs)
+    energy = -sum(term.sum() for term in density.terms.values())
+    for name, value in z.items():
+        transform = layout.transforms[name].inv
+        if not _is_real(transform.codomain):
+            energy = energy - temperature * transform.log_abs_det_jacobian(value, values[name]).sum()
+    return energy
+
+
+def explain_not_finite(
+    model: Callable, layout: Layout, z: Sites, batch: Mapping[str, Tensor], args: tuple, kwargs: dict
+) -> str:
+    """Which sites make the potential non-finite at `z`, in words."""
+    with torch.no_grad():
+        density, _ = _run(model, layout, z, batch, args, kwargs)
+    causes = []
+    for name, log_prob in density.terms.items():
+        bad = (~torch.isfinite(log_prob)).nonzero()
+        if len(bad):
+            kind = "latent site" if name in z else "observed site"
+            where = f", first at row {tuple(bad[0].tolist())} of the minibatch" if bad.shape[1] else ""
+            causes.append(f"{kind} {name!r} ({len(bad)} of {log_prob.numel()} values{where})")
+    if not causes:
+        causes = [f"the value of latent site {n!r}" for n, v in z.items() if not torch.isfinite(v).all()]
+    return ", ".join(causes) or "the gradient alone"
+
+
+def warn_held(layout: Layout) -> None:
+    """Tell the user of param sites that keep the value they have at set-up."""
+    if layout.held:
+        warnings.warn(
+            f"param sites {list(layout.held)} are held at their initial values: MCMC samples latent sites only. "
+            "Give them priors (pyro.sample, PyroSample) to infer them",
+            UserWarning,
+            stacklevel=3,
+        )

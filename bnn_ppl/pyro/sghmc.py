@@ -1,0 +1,269 @@
+"""Stochastic gradient Hamiltonian Monte Carlo, tempered, with momentum resampling.
+
+``dr = -grad U dt - C M^-1 r dt + N(0, 2 C T dt)``, ``dtheta = M^-1 r dt``, discretised as `bnn_ppl.updates`
+says, with ``r ~ N(0, resample_scale M)`` every `resample_every` gradient steps.
+
+References: Chen, Fox & Guestrin (2014), Stochastic gradient Hamiltonian Monte Carlo; Leimkuhler & Matthews (2013),
+Rational construction of stochastic numerical methods for molecular sampling; Wenzel et al. (2020), How good is
+the Bayes posterior in deep neural networks really?
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from bnn_ppl import updates
+from bnn_ppl.pyro.kernel import StochasticGradientKernel
+from bnn_ppl.schedules import Schedule
+from bnn_ppl.settings import INTEGRATORS, SGHMCSettings, learning_rate_arguments, norm_adjusting_arguments
+
+
+class SGHMC(StochasticGradientKernel):
+    """Tempered SGHMC with momentum resampling, as a kernel for ``pyro.infer.MCMC``.
+
+    Parameters
+    ----------
+    model
+        Pyro model; its subsampled plates give the minibatches. Without one the full data are used.
+    potential_fn
+        Instead of `model`: function of the unconstrained values, a dict of tensors, that returns the scalar U.
+        Needs ``initial_params=`` in ``MCMC``.
+    step_size
+        h of the SDE, above 0; a number or a callable of the gradient step, counted from the start of warm-up.
+    friction
+        C, above 0. The momentum forgets over the time M / C, that is over M / (C h) steps.
+    mass
+        M, above 0; a number, or a dict by site name.
+    temperature
+        T of the target p(theta, y)^(1/T), at least 0; a number or a callable. 1 is the posterior, 0 is SGD with
+        momentum.
+    resample_every
+        Redraw the momentum every so many gradient steps; None for never.
+    resample_scale
+        Variance of the redrawn momentum over the mass; a number or a callable. None is the temperature, which
+        preserves the target; **any other value changes the target** to an effective temperature between the two.
+    steps_per_draw
+        Gradient steps between two draws of the host's MCMC.
+    integrator
+        ``"baoab"``, or ``"symplectic_euler"``, which needs h C / M in (0, 2).
+    noise
+        ``"normal"``; NumPyro has a cheaper ``"fast"``.
+    subsampling
+        ``"epoch"``: each index once per epoch, in a fresh order; ``"without_replacement"``: a fresh subset each
+        step; ``"with_replacement"``.
+    batch_size
+        Rows of a minibatch for a model with a full-data plate; an int, or a dict by plate name. The data must
+        pass through the plate's indices or ``pyro.subsample``.
+    init_strategy
+        Pyro init strategy, such as ``init_to_median``. By default `init_to_prior_center`.
+    gradient_noise_variance
+        V, variance of one component of the minibatch gradient of U (sum scale), subtracted from the injected
+        noise; a number, or a dict by site name.
+    jit_compile
+        Trace the gradient once and compile it with ``torch.compile``: slower to start, several times faster on
+        small networks. The model must not branch on the values of tensors.
+
+    Raises
+    ------
+    ValueError
+        For arguments out of range here, and for models that cannot be sampled at the start of ``MCMC.run``.
+
+    Notes
+    -----
+    Each draw records, at its own position and with the minibatch there: `lp_minibatch` (minus the minibatch
+    potential), `step_size`, `temperature`, `kinetic_temperature` (r' M^-1 r / d), `configurational_temperature`
+    (theta' grad U / d), `position_norm_sq`, `position_momentum` (theta' r), `momentum_norm_sq`, `gradient_norm`,
+    all in unconstrained coordinates, and `diverging`: not finite at the end of the draw. Such a draw goes back to
+    where it started with a new momentum.
+
+    Examples
+    --------
+    >>> kernel = SGHMC(model, step_size=2e-3, friction=5.0, steps_per_draw=100)
+    >>> mcmc = MCMC(kernel, num_samples=500, warmup_steps=200)
+    >>> mcmc.run(x, y)
+    """
+
+    statistic_fields = (
+        "lp_minibatch",
+        "step_size",
+        "temperature",
+        "kinetic_temperature",
+        "configurational_temperature",
+        "position_norm_sq",
+        "position_momentum",
+        "momentum_norm_sq",
+        "gradient_norm",
+        "diverging",
+    )
+    settings: SGHMCSettings
+
+    def __init__(
+        self,
+        model: Callable | None = None,
+        potential_fn: Callable | None = None,
+        *,
+        step_size: float | Schedule,
+        friction: float,
+        mass: float | Mapping[str, float] = 1.0,
+        temperature: float | Schedule = 1.0,
+        resample_every: int | None = None,
+        resample_scale: float | Schedule | None = None,
+        steps_per_draw: int = 1,
+        integrator: str = "baoab",
+        noise: str = "normal",
+        subsampling: str = "epoch",
+        batch_size: int | Mapping[str, int] | None = None,
+        init_strategy: Callable | None = None,
+        gradient_noise_variance: float | Mapping[str, float] = 0.0,
+        jit_compile: bool = False,
+    ):
+        settings = SGHMCSettings(
+            step_size=step_size,
+            friction=friction,
+            mass=mass,
+            temperature=temperature,
+            resample_every=resample_every,
+            resample_scale=resample_scale,
+            steps_per_draw=steps_per_draw,
+            integrator=integrator,
+            noise=noise,
+            subsampling=subsampling,
+            batch_size=batch_size,
+            gradient_noise_variance=gradient_noise_variance,
+        )
+        super().__init__(model, potential_fn, settings, init_strategy, jit_compile)
+
+    @classmethod
+    def from_learning_rate(
+        cls,
+        model: Callable | None = None,
+        potential_fn: Callable | None = None,
+        *,
+        learning_rate: float,
+        momentum: float,
+        num_data: int,
+        mass: float = 1.0,
+        integrator: str = "baoab",
+        **arguments: Any,
+    ) -> "SGHMC":
+        """SGHMC in deep-learning terms; at temperature 0 it is SGD with momentum, step for step.
+
+        Parameters
+        ----------
+        model, potential_fn
+            As for the class.
+        learning_rate
+            l, for the mean loss U / N, above 0.
+        momentum
+            Share of the velocity that a step keeps, in (0, 1); 0 only with ``"symplectic_euler"``.
+        num_data
+            N, the rows of the data.
+        mass
+            M; it changes the scale of the momentum only.
+        integrator
+            ``"baoab"``: h = sqrt(2 l M / (N (1 + momentum))), C = -M log(momentum) / h;
+            ``"symplectic_euler"``: h = sqrt(l M / N), C = (1 - momentum) M / h.
+        **arguments
+            Everything else that the class takes, but step_size and friction.
+
+        Returns
+        -------
+        SGHMC
+
+        Raises
+        ------
+        ValueError
+            If an argument is out of range.
+        """
+        converted = learning_rate_arguments(learning_rate, momentum, num_data, mass, integrator)
+        return cls(model, potential_fn, **converted, mass=mass, integrator=integrator, **arguments)
+
+    def start(self) -> dict[str, Tensor]:
+        """Momentum drawn from N(0, T M)."""
+        self._mass = self._per_coordinate(self.settings.mass)
+        self._noise_variance = self._per_coordinate(self.settings.gradient_noise_variance)
+        self._coefficients: dict[tuple, updates.Coefficients] = {}
+        return {"momentum": self._fresh_momentum(self._value("temperature", self._step))}
+
+    def _fresh_momentum(self, scale: float) -> Tensor:
+        return self._noise() * (self._mass * scale) ** 0.5
+
+    def advance(self, step: int) -> None:
+        """One gradient step, after a momentum refresh where one is due."""
+        settings = self.settings
+        kick_fraction = 1.0
+        if settings.resample_every is not None and step % settings.resample_every == 0:
+            name = "temperature" if settings.resample_scale is None else "resample_scale"
+            self._extra["momentum"] = self._fresh_momentum(self._value(name, step))
+            kick_fraction = 0.5
+        move, coefficients, _ = INTEGRATORS[settings.integrator]
+        changing = (self._value("step_size", step), self._value("temperature", step), kick_fraction)
+        if changing not in self._coefficients:
+            if len(self._coefficients) > 1:
+                self._coefficients.clear()
+            step_size, temperature, _ = changing
+            self._coefficients[changing] = coefficients(
+                step_size, settings.friction, self._mass, temperature, self._noise_variance, kick_fraction
+            )
+        self._position, self._extra["momentum"] = move(
+            self._position, self._extra["momentum"], self._grad, self._noise(), self._coefficients[changing]
+        )
+
+    def statistics(self, step: int) -> dict[str, float]:
+        """Statistics of a draw at its own position."""
+        position, momentum, gradient = self._position, self._extra["momentum"], self._grad
+        size = position.numel()
+        return {
+            "lp_minibatch": -float(self._energy),
+            "step_size": self._value("step_size", step),
+            "temperature": self._value("temperature", step),
+            "kinetic_temperature": float(momentum @ (momentum / self._mass)) / size,
+            "configurational_temperature": float(position @ gradient) / size,
+            "position_norm_sq": float(position @ position),
+            "position_momentum": float(position @ momentum),
+            "momentum_norm_sq": float(momentum @ momentum),
+            "gradient_norm": float(gradient.norm()),
+        }
+
+
+def norm_adjusting_sghmc(
+    model: Callable | None = None,
+    potential_fn: Callable | None = None,
+    *,
+    boost: float,
+    adjust: float,
+    momentum_scale: float,
+    friction: float,
+    mass: float | Mapping[str, float] = 1.0,
+    **arguments: Any,
+) -> SGHMC:
+    """SGHMC in the terms of the norm-adjusting notes.
+
+    Parameters
+    ----------
+    model, potential_fn
+        As for `SGHMC`.
+    boost
+        alpha, above 0: the mass is alpha M. A step h of the notes' form A is ``step_size = alpha h`` here.
+    adjust
+        gamma, above 0: the friction is gamma C.
+    momentum_scale
+        beta, at least 0: momenta are redrawn from N(0, beta M). **The target is preserved only if
+        beta = alpha T**; else the chain samples at a temperature between T and beta / alpha.
+    friction, mass
+        C and M.
+    **arguments
+        Everything else that `SGHMC` takes, `resample_every` among it, but resample_scale.
+
+    Returns
+    -------
+    SGHMC
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+    """
+    converted = norm_adjusting_arguments(boost, adjust, momentum_scale, mass, friction)
+    return SGHMC(model, potential_fn, **converted, **arguments)

@@ -1,0 +1,307 @@
+"""What a user sets on a kernel, with every check that needs no model: shared by both backends."""
+
+import math
+import numbers
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bnn_ppl import updates
+from bnn_ppl.schedules import Schedule, check_values, trial_steps, value_at
+
+SUBSAMPLING = ("epoch", "without_replacement", "with_replacement")
+INTEGRATORS = {
+    "baoab": (updates.baoab, updates.baoab_coefficients, updates.baoab_noise_variance),
+    "symplectic_euler": (
+        updates.symplectic_euler,
+        updates.symplectic_euler_coefficients,
+        updates.symplectic_euler_noise_variance,
+    ),
+}
+
+BySite = float | Mapping[str, float]
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise a ValueError that lists the choices unless `value` is one of them."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise a ValueError unless `value` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def check_target(model: Any, potential_fn: Any) -> None:
+    """Raise a ValueError unless exactly one of `model` and `potential_fn` is a callable."""
+    if (model is None) == (potential_fn is None):
+        given = "neither" if model is None else "both"
+        raise ValueError(
+            f"give exactly one of model and potential_fn, got {given}: model is a callable with sample "
+            "statements, potential_fn a function of the unconstrained values"
+        )
+    name, value = ("model", model) if potential_fn is None else ("potential_fn", potential_fn)
+    if not callable(value):
+        raise ValueError(f"{name} must be callable, got {value!r}")
+
+
+def _values(by_site: BySite) -> dict[str | None, float]:
+    return dict(by_site) if isinstance(by_site, Mapping) else {None: by_site}
+
+
+def at_site(by_site: BySite, site: str | None) -> float:
+    """Value of a number, or of a dict by site name, at one site."""
+    return by_site[site] if isinstance(by_site, Mapping) else by_site  # type: ignore[index]
+
+
+def _check_by_site(name: str, by_site: BySite, *, positive: bool) -> None:
+    for site, value in _values(by_site).items():
+        label = name if site is None else f"{name}[{site!r}]"
+        if not isinstance(value, numbers.Real):
+            raise ValueError(f"{label} must be a number, got {value!r}")
+        check_values(label, float(value), (), positive=positive)
+
+
+def _check_sites(name: str, by_site: BySite, sites: Iterable[str] | None) -> None:
+    if not isinstance(by_site, Mapping):
+        return
+    if sites is None:
+        raise ValueError(
+            f"{name}={dict(by_site)!r} goes by site name, but the positions are no dict of arrays: give one number"
+        )
+    missing, unknown = sorted(set(sites) - set(by_site)), sorted(set(by_site) - set(sites))
+    if missing or unknown:
+        parts = [f"lacks the sites {missing}"] * bool(missing) + [f"names {unknown}, no latent sites"] * bool(unknown)
+        raise ValueError(f"{name} {' and '.join(parts)}; the latent sites are {sorted(sites)}: give each one value")
+
+
+@dataclass(frozen=True)
+class SGLDSettings:
+    """Arguments that every kernel has; see the kernels for their meaning."""
+
+    step_size: float | Schedule
+    temperature: float | Schedule = 1.0
+    gradient_noise_variance: BySite = 0.0
+    steps_per_draw: int = 1
+    subsampling: str = "epoch"
+    batch_size: int | Mapping[str, int] | None = None
+    noise: str = "normal"
+
+    def __post_init__(self) -> None:
+        check_values("step_size", self.step_size, (), positive=True)
+        check_values("temperature", self.temperature, (), positive=False)
+        _check_by_site("gradient_noise_variance", self.gradient_noise_variance, positive=False)
+        check_count("steps_per_draw", self.steps_per_draw)
+        check_choice("subsampling", self.subsampling, SUBSAMPLING)
+        if isinstance(self.batch_size, Mapping):
+            for plate, rows in self.batch_size.items():
+                check_count(f"batch_size[{plate!r}]", rows)
+        elif self.batch_size is not None:
+            check_count("batch_size", self.batch_size)
+        self.check_numbers([0] if not self._varies() else [])
+
+    def _varies(self) -> bool:
+        return callable(self.step_size) or callable(self.temperature)
+
+    def check_sites(self, sites: Iterable[str] | None) -> None:
+        """Check the dicts by site against the latent sites; None where positions have no site names."""
+        _check_sites("gradient_noise_variance", self.gradient_noise_variance, sites)
+
+    def check_schedules(self, num_draws: int) -> None:
+        """Try the callables on a grid of the gradient steps of `num_draws` draws."""
+        steps = trial_steps(num_draws * self.steps_per_draw)
+        check_values("step_size", self.step_size, steps, positive=True)
+        check_values("temperature", self.temperature, steps, positive=False)
+        if self._varies():
+            self.check_numbers(steps)
+
+    def check_numbers(self, steps: Iterable[int]) -> None:
+        """Check what depends on several arguments, at some gradient steps."""
+        for step in steps:
+            step_size = float(value_at(self.step_size, step))
+            temperature = float(value_at(self.temperature, step))
+            for site, noise in _values(self.gradient_noise_variance).items():
+                if noise > 0 and updates.sgld_noise_variance(step_size, temperature, noise) < 0:
+                    self._raise_compensation(step, site, noise, 2 * temperature / max(step_size, 1e-300))
+
+    def _raise_compensation(self, step: int, site: str | None, variance: float, most: float) -> None:
+        where = "" if site is None else f" at site {site!r}"
+        raise ValueError(
+            f"gradient_noise_variance={variance!r}{where} asks to subtract more noise than is injected at gradient "
+            f"step {step}, where at most {most:.4g} can be: use a smaller step_size, a larger batch or temperature, "
+            "or a smaller gradient_noise_variance"
+        )
+
+
+@dataclass(frozen=True)
+class SGHMCSettings(SGLDSettings):
+    """Arguments of SGHMC; see the kernels for their meaning."""
+
+    friction: float = 1.0
+    mass: BySite = 1.0
+    resample_every: int | None = None
+    resample_scale: float | Schedule | None = None
+    integrator: str = "baoab"
+
+    def __post_init__(self) -> None:
+        check_choice("integrator", self.integrator, INTEGRATORS)
+        _check_by_site("friction", self.friction, positive=True)
+        _check_by_site("mass", self.mass, positive=True)
+        if self.resample_every is not None:
+            check_count("resample_every", self.resample_every)
+        if self.resample_scale is not None:
+            if self.resample_every is None:
+                raise ValueError(
+                    f"resample_scale={self.resample_scale!r} has no effect without resample_every: set "
+                    "resample_every to the number of gradient steps between momentum refreshes"
+                )
+            check_values("resample_scale", self.resample_scale, (), positive=False)
+        super().__post_init__()
+        if self.changes_target():
+            warnings.warn(
+                f"resample_scale={self.resample_scale} differs from temperature={self.temperature}: the chain "
+                f"samples at an effective temperature between the two, nearer to {self.resample_scale} the smaller "
+                "friction x time between refreshes is. Leave resample_scale out to sample at the temperature",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def changes_target(self) -> bool:
+        """Whether the momentum refresh is known to act at another temperature than the rest of the step."""
+        scale = self.resample_scale
+        return not (scale is None or callable(scale) or callable(self.temperature) or scale == self.temperature)
+
+    def refresh_scale(self, step: Any) -> Any:
+        """Variance of a fresh momentum over the mass, at a gradient step."""
+        return value_at(self.temperature if self.resample_scale is None else self.resample_scale, step)
+
+    def check_sites(self, sites: Iterable[str] | None) -> None:
+        """Check the dicts by site against the latent sites; None where positions have no site names."""
+        super().check_sites(sites)
+        _check_sites("mass", self.mass, sites)
+
+    def check_schedules(self, num_draws: int) -> None:
+        """Try the callables on a grid of the gradient steps of `num_draws` draws."""
+        super().check_schedules(num_draws)
+        if self.resample_scale is not None:
+            steps = trial_steps(num_draws * self.steps_per_draw)
+            check_values("resample_scale", self.resample_scale, steps, positive=False)
+
+    def check_numbers(self, steps: Iterable[int]) -> None:
+        """Check what depends on several arguments, at some gradient steps."""
+        variance = INTEGRATORS[self.integrator][2]
+        masses, noises = _values(self.mass), _values(self.gradient_noise_variance)
+        sites = {*masses, *noises} - ({None} if len({*masses, *noises}) > 1 else set())
+        for step in steps:
+            step_size = float(value_at(self.step_size, step))
+            temperature = float(value_at(self.temperature, step))
+            for site in sites:
+                mass = masses.get(site, masses.get(None))
+                noise = noises.get(site, noises.get(None))
+                if mass is None or noise is None:  # a site that one dict lacks: check_sites names it
+                    continue
+                friction_per_step = step_size * self.friction / mass
+                if self.integrator == "symplectic_euler" and step_size > 0 and not 0 < friction_per_step < 2:
+                    where = "" if site is None else f" at site {site!r}"
+                    raise ValueError(
+                        f"integrator='symplectic_euler' needs a = step_size * friction / mass in (0, 2), got "
+                        f"{friction_per_step:.4g}{where} at gradient step {step}: lower step_size or friction, or "
+                        "use integrator='baoab', which has no such limit"
+                    )
+                arguments = (step_size, self.friction, mass, temperature)
+                if noise > 0 and variance(*arguments, noise) < 0:
+                    heat = variance(*arguments, 0.0)
+                    self._raise_compensation(step, site, noise, heat / (heat - variance(*arguments, 1.0)))
+
+
+def learning_rate_arguments(
+    learning_rate: float, momentum: float, num_data: int, mass: float, integrator: str
+) -> dict[str, float]:
+    """Step size and friction at which SGHMC with T = 0 is SGD with this learning rate and momentum.
+
+    For ``"baoab"``, c = momentum, h = sqrt(2 l M / (N (1 + c))) and C = -M ln c / h; for ``"symplectic_euler"``,
+    a = 1 - momentum, h = sqrt(l M / N) and C = a M / h. The learning rate l is that of the mean loss U / N.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+    """
+    check_choice("integrator", integrator, INTEGRATORS)
+    check_values("learning_rate", learning_rate, (), positive=True)
+    check_values("mass", mass, (), positive=True)
+    check_count("num_data", num_data)
+    low_ok = momentum > 0 if integrator == "baoab" else momentum >= 0
+    if not (low_ok and momentum < 1):
+        interval = "(0, 1)" if integrator == "baoab" else "[0, 1)"
+        raise ValueError(f"momentum must be in {interval} for integrator={integrator!r}, got {momentum!r}")
+    if integrator == "baoab":
+        step_size = math.sqrt(2.0 * learning_rate * mass / (num_data * (1.0 + momentum)))
+        return {"step_size": step_size, "friction": -mass * math.log(momentum) / step_size}
+    step_size = math.sqrt(learning_rate * mass / num_data)
+    return {"step_size": step_size, "friction": (1.0 - momentum) * mass / step_size}
+
+
+def norm_adjusting_arguments(
+    boost: float, adjust: float, momentum_scale: float, mass: BySite, friction: float
+) -> dict[str, Any]:
+    """Mass, friction and resample_scale of the norm-adjusting notes: alpha M, gamma C and beta / alpha."""
+    for name, value in (("boost", boost), ("adjust", adjust)):
+        check_values(name, value, (), positive=True)
+    check_values("momentum_scale", momentum_scale, (), positive=False)
+    boosted = {site: boost * m for site, m in mass.items()} if isinstance(mass, Mapping) else boost * mass
+    return {"mass": boosted, "friction": adjust * friction, "resample_scale": momentum_scale / boost}
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A data plate as found in a model: `batch_size` rows of `size`, inside it some observed sites or none."""
+
+    name: str
+    size: int
+    batch_size: int
+    observes: bool = False
+    holds_latents: bool = False
+
+    @property
+    def subsampled(self) -> bool:
+        """Whether a minibatch has fewer rows than the plate."""
+        return self.batch_size < self.size
+
+
+def resolve_batch_size(plates: Mapping[str, Plate], batch_size: int | Mapping[str, int] | None) -> dict[str, int]:
+    """Rows of a minibatch by plate, for the full-data plates that the kernel's `batch_size` cuts.
+
+    Raises
+    ------
+    ValueError
+        If the plate is unknown, smaller than the batch, or has a subsample_size of its own, or if an integer
+        could mean several plates.
+    """
+    if batch_size is None:
+        return {}
+    if not isinstance(batch_size, Mapping):
+        candidates = [p.name for p in plates.values() if p.observes and not p.subsampled and not p.holds_latents]
+        if len(candidates) != 1:
+            found = f"the candidates {candidates}" if candidates else "none"
+            raise ValueError(
+                f"batch_size={batch_size} needs exactly one full-data plate with observations and found {found}: "
+                "write the data plate without subsample_size, or give a dict by plate name"
+            )
+        batch_size = {candidates[0]: int(batch_size)}
+    for name, rows in batch_size.items():
+        if name not in plates:
+            raise ValueError(f"batch_size names {name!r}, but the model's plates are {sorted(plates)}")
+        plate = plates[name]
+        if plate.subsampled:
+            raise ValueError(
+                f"batch_size={rows} for plate {name!r}, which has subsample_size={plate.batch_size} already: "
+                "give one of the two"
+            )
+        if rows > plate.size:
+            raise ValueError(f"batch_size={rows} is larger than plate {name!r} of {plate.size} rows")
+    return {name: int(rows) for name, rows in batch_size.items()}
