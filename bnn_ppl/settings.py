@@ -58,12 +58,15 @@ def at_site(by_site: BySite, site: str | None) -> float:
     return by_site[site] if isinstance(by_site, Mapping) else by_site  # type: ignore[index]
 
 
+def _check_number(label: str, value: Any, *, positive: bool) -> None:
+    if not isinstance(value, numbers.Real):
+        raise ValueError(f"{label} must be a number, got {value!r}")
+    check_values(label, float(value), (), positive=positive)
+
+
 def _check_by_site(name: str, by_site: BySite, *, positive: bool) -> None:
     for site, value in _values(by_site).items():
-        label = name if site is None else f"{name}[{site!r}]"
-        if not isinstance(value, numbers.Real):
-            raise ValueError(f"{label} must be a number, got {value!r}")
-        check_values(label, float(value), (), positive=positive)
+        _check_number(name if site is None else f"{name}[{site!r}]", value, positive=positive)
 
 
 def _check_sites(name: str, by_site: BySite, sites: Iterable[str] | None) -> None:
@@ -149,7 +152,7 @@ class SGHMCSettings(SGLDSettings):
 
     def __post_init__(self) -> None:
         check_choice("integrator", self.integrator, INTEGRATORS)
-        _check_by_site("friction", self.friction, positive=True)
+        _check_number("friction", self.friction, positive=True)
         _check_by_site("mass", self.mass, positive=True)
         if self.resample_every is not None:
             check_count("resample_every", self.resample_every)
@@ -173,7 +176,9 @@ class SGHMCSettings(SGLDSettings):
     def changes_target(self) -> bool:
         """Whether the momentum refresh is known to act at another temperature than the rest of the step."""
         scale = self.resample_scale
-        return not (scale is None or callable(scale) or callable(self.temperature) or scale == self.temperature)
+        if scale is None or callable(scale) or callable(self.temperature):
+            return False
+        return not math.isclose(scale, self.temperature)  # beta / alpha of the norm-adjusting notes rounds
 
     def refresh_scale(self, step: Any) -> Any:
         """Variance of a fresh momentum over the mass, at a gradient step."""

@@ -63,9 +63,7 @@ def check_data_shapes(x_shape: tuple, y_shape: tuple | None, subsample_size: int
     if subsample_size is not None:
         check_count("subsample_size", subsample_size)
         if subsample_size > size:
-            raise ValueError(
-                f"subsample_size={subsample_size} exceeds the {size} rows of x: give at most {size}."
-            )
+            raise ValueError(f"subsample_size={subsample_size} exceeds the {size} rows of x: give at most {size}.")
 
 
 def layer_shapes(num_inputs: int, hidden: tuple[int, ...], num_outputs: int) -> list[tuple[int, int]]:

@@ -134,9 +134,7 @@ def gaussian(variance: Any = 1.0, *, mean: Any = 0.0, temperature: float = 1.0) 
     check_positive("temperature", temperature)
     given = np.asarray(variance, dtype=float)
     if given.ndim > 2 or (given.ndim == 2 and given.shape[0] != given.shape[1]) or given.size == 0:
-        raise ValueError(
-            f"variance has shape {given.shape}: give a number, shape (dim,) or shape (dim, dim)."
-        )
+        raise ValueError(f"variance has shape {given.shape}: give a number, shape (dim,) or shape (dim, dim).")
     covariance = given if given.ndim == 2 else np.diag(np.atleast_1d(given))
     dim = len(covariance)
     symmetric = np.isfinite(covariance).all() and np.allclose(covariance, covariance.T, rtol=1e-10, atol=0.0)
@@ -151,9 +149,7 @@ def gaussian(variance: Any = 1.0, *, mean: Any = 0.0, temperature: float = 1.0) 
     else:
         formula = partial(_diagonal_gaussian_energy, mean=centre, precision=1.0 / np.diagonal(covariance))
     log_normalizer = 0.5 * (dim * math.log(2 * math.pi * temperature) + np.linalg.slogdet(covariance)[1])
-    return Density(
-        "gaussian", formula, dim, centre, temperature * covariance, float(log_normalizer), temperature
-    )
+    return Density("gaussian", formula, dim, centre, temperature * covariance, float(log_normalizer), temperature)
 
 
 def quartic(dim: int = 1, *, scale: float = 1.0, temperature: float = 1.0) -> Density:
@@ -324,9 +320,7 @@ def _independent(
     return Density(name, formula, dim, np.zeros(dim), covariance, dim * log_normalizer, temperature, modes)
 
 
-def _half_line_moments(
-    formula: Callable[[Any], Any], grid: np.ndarray, temperature: float
-) -> tuple[float, float]:
+def _half_line_moments(formula: Callable[[Any], Any], grid: np.ndarray, temperature: float) -> tuple[float, float]:
     """Variance and log normaliser of an even density in one dimension, from a grid on x >= 0."""
     exponent = -formula(grid[:, None]) / temperature
     peak = exponent.max()

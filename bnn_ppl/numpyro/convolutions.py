@@ -1,23 +1,21 @@
 """Convolutions and max-pools that stay fast inside compiled loops on a CPU.
 
 Inside `lax.scan` or `fori_loop`, XLA runs a convolution on a CPU by naive code unless it has one plain form:
-channels last, input not dilated, no groups (jax issue 12868). The gradients that JAX writes for a convolution
-have other forms, and that of a max-pool (select-and-scatter) is slow everywhere, so a LeNet-5 step costs 10 to
-25 times more in a sampler's inner loop than outside it.
+channels last, input not dilated, no groups (jax issue 12868). JAX's gradients of a convolution have other
+forms, and that of a max-pool is slow everywhere: a LeNet-5 step costs 10 to 25 times more inside a loop.
 
 `fast_convolutions` traces a function and evaluates its program again with two primitives exchanged, before
 anyone differentiates it:
 
 - ``y = conv(x, w)`` runs with channels last, and so do its gradients. ``dw`` is a convolution of ``x`` with
-  ``dy``, batch and channels swapped (patches and a matrix product where patches are tiny, as in most first
-  layers). ``dx`` is a convolution of ``dy`` with the flipped ``w``, or, where that would mostly multiply zeros
+  ``dy``, batch and channels swapped (where patches are tiny, as in a first layer: patches times ``dy``).
+  ``dx`` is a convolution of ``dy`` with the flipped ``w``, or, where that would mostly multiply zeros
   (strides, unpadded edges), ``dy w'`` added back into place.
 - ``y = max_pool(x)`` remembers which element of each window won: on ties the first one, as in JAX.
 
-Values and gradients are those of the original up to rounding. Forward mode is lost, as with any
-`jax.custom_vjp`; forward over reverse (Hessian-vector products) works. Left as they are: grouped, transposed
-(dilated input), complex and mixed-precision convolutions; windows of over 64 elements; and whatever lies inside
-the network's own `scan`, `while`, `cond`, `shard_map` or function with a custom derivative.
+Results equal the original's up to rounding. Forward mode is lost, but not forward over reverse. Left as they
+are: grouped, transposed (dilated input), complex and mixed-precision convolutions; dilated pools and those over
+64 elements; all inside the network's own `scan`, `while`, `cond`, `shard_map` or custom-derivative functions.
 """
 
 import functools
@@ -31,7 +29,6 @@ from jax.custom_batching import sequential_vmap
 from jax.extend import core
 from jax.extend.core import primitives
 
-_MAX_WINDOW = 64  # elements of a pooling window, each of which becomes one slice
 _MAX_PATCH = 32  # elements of a patch up to which patches and a matrix product beat a convolution
 
 
@@ -47,34 +44,25 @@ def fast_convolutions(fn):
     Returns
     -------
     callable
-        The same function, with equal values and gradients. It calls `fn` itself on other platforms (by
-        `jax.default_backend`) and where there is nothing to exchange: one more trace, no run time.
-
-    Notes
-    -----
-    `jax.vmap` over the result (chains) runs each convolution one chain after another, because XLA has no fast
-    form for a convolution with a kernel per chain.
-
-    Examples
-    --------
-    >>> value_and_grad = jax.value_and_grad(fast_convolutions(potential))
+        The same function. Other platforms (by `jax.default_backend`), and functions with nothing to exchange,
+        run `fn` itself, at the price of one more trace. Under `jax.vmap` (chains) each convolution runs one
+        chain after another, because XLA has no fast form for a kernel per chain.
     """
 
     @functools.wraps(fn)
     def wrapped(*args, **kwargs):
-        if jax.default_backend() != "cpu":
-            return fn(*args, **kwargs)
-        closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args, **kwargs)
-        if not _has_replaceable(closed.jaxpr):
-            return fn(*args, **kwargs)
-        out = _evaluate(closed.jaxpr, closed.consts, *jax.tree.leaves((args, kwargs)))
-        return jax.tree.unflatten(jax.tree.structure(shapes), out)
+        if jax.default_backend() == "cpu":
+            closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args, **kwargs)
+            if _has_replaceable(closed.jaxpr):
+                out = _evaluate(closed.jaxpr, closed.consts, *jax.tree.leaves((args, kwargs)))
+                return jax.tree.unflatten(jax.tree.structure(shapes), out)
+        return fn(*args, **kwargs)
 
     return wrapped
 
 
 def _inner(eqn):
-    """The program inside a call that we may open, as a ClosedJaxpr, or None."""
+    """The program inside a call, as a ClosedJaxpr, or None: custom derivatives and loops stay closed."""
     if eqn.primitive in (primitives.jit_p, primitives.closed_call_p):
         return eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
     if eqn.primitive is primitives.remat_p:
@@ -90,24 +78,24 @@ def _has_replaceable(jaxpr):
 def _evaluate(jaxpr, consts, *args):
     """Run a program on arrays or tracers, with the slow primitives exchanged."""
     env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+
+    def read(v):
+        return v.val if isinstance(v, core.Literal) else env[v]
+
     for eqn in jaxpr.eqns:
-        sub = _inner(eqn)
+        sub, operands = _inner(eqn), eqn.invars
         if sub and _has_replaceable(sub.jaxpr):
             run = functools.partial(_evaluate, sub.jaxpr, sub.consts)
             if eqn.primitive is primitives.remat_p:
                 run = jax.checkpoint(run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
-        elif not sub and (new := _replacement(eqn)):
-            run = lambda *operands, new=new: [new(*operands)]  # noqa: E731
-        else:  # one equation as a program of its own, so that JAX itself binds it with its context
-            run = None
-        if run:
-            operands = [v.val if isinstance(v, core.Literal) else env[v] for v in eqn.invars]
-        else:
-            names = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, core.Literal)))
-            single = core.Jaxpr((), names, eqn.outvars, [eqn], eqn.effects)
-            run, operands = core.jaxpr_as_fun(core.ClosedJaxpr(single, ())), [env[v] for v in names]
-        env.update(zip(eqn.outvars, run(*operands), strict=True))
-    return [v.val if isinstance(v, core.Literal) else env[v] for v in jaxpr.outvars]
+        elif sub or not (run := _replacement(eqn)):  # a program of its own, so that JAX itself runs it
+            operands = [v for v in eqn.invars if not isinstance(v, core.Literal)]
+            blank = {"arg_names": ("",) * len(operands), "result_paths": ("",) * len(eqn.outvars)}
+            ends = {"constvars": (), "invars": operands, "outvars": eqn.outvars, "effects": eqn.effects}
+            own = jaxpr.replace(eqns=[eqn], debug_info=jaxpr.debug_info._replace(**blank), **ends)
+            run = core.jaxpr_as_fun(core.ClosedJaxpr(own, ()))
+        env.update(zip(eqn.outvars, run(*map(read, operands)), strict=True))
+    return [read(v) for v in jaxpr.outvars]
 
 
 def _replacement(eqn):
@@ -118,11 +106,11 @@ def _replacement(eqn):
     if eqn.primitive is primitives.conv_general_dilated_p:
         plain = p["feature_group_count"] == p["batch_group_count"] == 1 and set(p["lhs_dilation"]) <= {1}
         same_type = avals[0].dtype == avals[1].dtype and p["preferred_element_type"] in (None, avals[0].dtype)
-        sized = all(math.prod(a.shape) for a in (*avals, eqn.outvars[0].aval))
-        if plain and same_type and sized and p["out_sharding"] is None:
-            return functools.partial(_any_layout, p)
-    if eqn.primitive is primitives.reduce_window_max_p and set(p["base_dilation"]) <= {1}:
-        return functools.partial(_max_pool, p) if math.prod(p["window_dimensions"]) <= _MAX_WINDOW else None
+        sized = all(a.size for a in (*avals, eqn.outvars[0].aval)) and p["out_sharding"] is None
+        return functools.partial(_any_layout, p) if plain and same_type and sized else None
+    if eqn.primitive is primitives.reduce_window_max_p:
+        plain = set(p["base_dilation"]) | set(p["window_dilation"]) <= {1}
+        return functools.partial(_max_pool, p) if plain and math.prod(p["window_dimensions"]) <= 64 else None
     return None
 
 
@@ -132,19 +120,15 @@ def _any_layout(p, x, w):
     conv = _channels_last(p["window_strides"], p["padding"], p["rhs_dilation"], p["precision"])
     y = conv(x.transpose(lhs[0], *lhs[2:], lhs[1]), w.transpose(*rhs[2:], rhs[1], rhs[0]))
     order = (out[0], *out[2:], out[1])  # where each dimension of y has to go
-    return y.transpose([order.index(i) for i in range(y.ndim)])
+    return [y.transpose([order.index(i) for i in range(y.ndim)])]
 
 
 def _channels_last(strides, padding, dilation, precision):
     """``conv(x, w)`` for x (n, *spatial, c), w (*window, c, o) and the result (n, *spatial', o)."""
-    dims, end = range(len(strides)), len(strides) + 1
-    spatial = range(1, end)
+    dims, spatial, end = range(len(strides)), range(1, len(strides) + 1), len(strides) + 1
     layout = lax.ConvDimensionNumbers((0, end, *spatial), (end, end - 1, *dims), (0, end, *spatial))
 
-    def raw(x, w, strides, padding, dilation):
-        return lax.conv_general_dilated(
-            x, w, strides, padding, rhs_dilation=dilation, dimension_numbers=layout, precision=precision
-        )
+    raw = functools.partial(lax.conv_general_dilated, dimension_numbers=layout, precision=precision)
 
     def patches(x, window, outputs):
         """(n, *spatial, c) to (n, *spatial', prod(window) * c), by one concatenation per dimension."""
@@ -156,7 +140,7 @@ def _channels_last(strides, padding, dilation, precision):
 
     @sequential_vmap
     def forward(x, w):
-        return raw(x, w, strides, padding, dilation)
+        return raw(x, w, strides, padding, rhs_dilation=dilation)
 
     @sequential_vmap
     def input_gradient(x, w, dy):
@@ -164,7 +148,7 @@ def _channels_last(strides, padding, dilation, precision):
         if set(strides) == {1} and 2 * math.prod(size) <= 3 * math.prod(outputs):
             low = [(window[i] - 1) * dilation[i] - padding[i][0] for i in dims]
             pads = [(low[i], size[i] - outputs[i] + padding[i][0]) for i in dims]
-            return raw(dy, jnp.flip(w, dims).swapaxes(-1, -2), strides, pads, dilation)
+            return raw(dy, jnp.flip(w, dims).swapaxes(-1, -2), strides, pads, rhs_dilation=dilation)
         spread = jnp.matmul(dy, w.reshape(-1, w.shape[-1]).T, precision=precision)
         return jax.linear_transpose(lambda x: patches(x, window, outputs), x)(spread)[0]
 
@@ -176,32 +160,26 @@ def _channels_last(strides, padding, dilation, precision):
             return jnp.matmul(flat.T, dy.reshape(-1, dy.shape[-1]), precision=precision).reshape(w.shape)
         reach = [(window[i] - 1) * dilation[i] + (outputs[i] - 1) * strides[i] + 1 for i in dims]
         pads = [(padding[i][0], reach[i] - size[i] - padding[i][0]) for i in dims]
-        dw = raw(jnp.swapaxes(x, 0, -1), jnp.moveaxis(dy, 0, -2), dilation, pads, strides)
+        dw = raw(jnp.swapaxes(x, 0, -1), jnp.moveaxis(dy, 0, -2), dilation, pads, rhs_dilation=strides)
         return jnp.moveaxis(dw, 0, -2)
 
+    def backward(saved, dy):  # XLA drops the input's gradient where nobody needs it
+        return input_gradient(*saved, dy), kernel_gradient(*saved, dy)
+
     conv = jax.custom_vjp(forward)
-    conv.defvjp(
-        lambda x, w: (forward(x, w), (x, w)),
-        lambda saved, dy: (input_gradient(*saved, dy), kernel_gradient(*saved, dy)),
-    )
+    conv.defvjp(lambda x, w: (forward(x, w), (x, w)), backward)
     return conv
 
 
 def _max_pool(p, x):
     """Max-pool whose gradient places dy by the saved index of each window's first maximum."""
     strides, shape = p["window_strides"], x.shape
-    starts = [
-        [k * d for k, d in zip(offset, p["window_dilation"], strict=True)]
-        for offset in itertools.product(*map(range, p["window_dimensions"]))
-    ]
-
-    def forward(x):
-        return primitives.reduce_window_max_p.bind(x, **p)
+    starts = list(itertools.product(*map(range, p["window_dimensions"])))
+    forward = functools.partial(primitives.reduce_window_max_p.bind, **p)
 
     def forward_and_winner(x):
         y = forward(x)
-        edges = [(*pad, 0) for pad in p["padding"]]
-        padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), edges)
+        padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), [(*pad, 0) for pad in p["padding"]])
         winner = jnp.zeros(y.shape, jnp.int8)
         for q, start in reversed(list(enumerate(starts))):
             stop = [a + (n - 1) * s + 1 for a, n, s in zip(start, y.shape, strides, strict=True)]
@@ -211,12 +189,11 @@ def _max_pool(p, x):
     def backward(winner, dy):
         zero, dx = jnp.zeros((), dy.dtype), 0.0
         for q, start in enumerate(starts):  # undo the slice, the strides and the padding in one lax.pad
-            low = [a - lo for a, (lo, _) in zip(start, p["padding"], strict=True)]
-            reach = [(n - 1) * s + 1 for n, s in zip(dy.shape, strides, strict=True)]
-            edges = [(a, n - a - r, s - 1) for a, n, r, s in zip(low, shape, reach, strides, strict=True)]
+            sizes = zip(start, p["padding"], shape, dy.shape, strides, strict=True)
+            edges = [(a - lo, n - (a - lo) - (m - 1) * s - 1, s - 1) for a, (lo, _), n, m, s in sizes]
             dx = dx + lax.pad(jnp.where(winner == q, dy, zero), zero, edges)
         return (dx,)
 
     pool = jax.custom_vjp(forward)
     pool.defvjp(forward_and_winner, backward)
-    return pool(x)
+    return [pool(x)]

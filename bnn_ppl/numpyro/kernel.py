@@ -58,13 +58,12 @@ def leaf_names(z: Any) -> list[str | None]:
 
 
 def draw_noise(words: Array, counter: Array, z: Any, kind: str) -> Any:
-    """Standard noise in the shape of `z`, from one flat draw."""
+    """Standard noise in the shape of `z`: one stream, of which each leaf takes its stretch."""
     leaves, structure = jax.tree.flatten(z)
-    dtype = jnp.result_type(*leaves)
-    flat = noise.normal(words, counter, sum(leaf.size for leaf in leaves), dtype, kind)
     pieces, start = [], 0
     for leaf in leaves:
-        pieces.append(flat[start : start + leaf.size].reshape(leaf.shape).astype(leaf.dtype))
+        piece = noise.normal(words, counter, leaf.size, leaf.dtype, kind, offset=start)
+        pieces.append(piece.reshape(leaf.shape))
         start += leaf.size
     return jax.tree.unflatten(structure, pieces)
 
@@ -126,8 +125,8 @@ class StochasticGradientKernel(MCMCKernel):
         return (self.sample_field, *self.statistic_fields)
 
     @abstractmethod
-    def start(self, words: Array, z: Any) -> dict[str, Any]:
-        """What moves besides the position, at the start of a chain."""
+    def start(self, words: Array, step: Array, z: Any) -> dict[str, Any]:
+        """What moves besides the position, where a chain starts or starts anew."""
 
     @abstractmethod
     def advance(
@@ -216,11 +215,11 @@ class StochasticGradientKernel(MCMCKernel):
         if z is None:
             layout = self._layout(args, kwargs)
             z = potential.initial_values(self._model, layout, key_start, self._init_strategy, args, kwargs)
-        z = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x, jnp.bfloat16)), z)
+        z = jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float), z)
         step = jnp.int32(0)
         target = self._target(args, kwargs)
         stream = {name: (jnp.int32(0), jnp.int32(0)) for name in target.plates}
-        extra = self.start(noise.seed_words(key_extra), z)
+        extra = self.start(noise.seed_words(key_extra), step, z)
         now, stream = self._evaluate(target, Keys(*random.split(key_run, 3)), stream, step, z)
         return self.state_type(
             step=step,
@@ -286,7 +285,7 @@ class StochasticGradientKernel(MCMCKernel):
             finite &= jnp.isfinite(dot(tree, tree))
 
         def back() -> tuple:
-            fresh = self.start(noise.seed_words(random.fold_in(keys.momentum, -1 - state.step)), state.z)
+            fresh = self.start(noise.seed_words(random.fold_in(keys.momentum, -1 - state.step)), step, state.z)
             return state.z, fresh, state.evaluation
 
         z, extra, now = lax.cond(finite, lambda: (z, extra, now), back)

@@ -7,9 +7,9 @@ Every epoch has its own permutation pi of [0, N), and the batch at position ``o`
 so that each index comes exactly once per epoch even where a batch straddles two. The permutation is stored
 nowhere: it is a Feistel network on the smallest nearly square grid rows x columns >= N (Black and Rogaway's
 generalised Feistel cipher, alternately row += F(column) mod rows and column += F(row) mod columns) with
-"cycle walking" back into [0, N). Such a grid exceeds N by less than its side, so that hardly any index walks;
-a power of two, the usual domain, can exceed N twofold and costs up to twice the time. For few points, where the
-pairs of a Feistel network are biased, pi(i) is the rank of the i-th of N random words: a random permutation.
+"cycle walking" back into [0, N). Such a grid exceeds N by less than its side, so that hardly any index
+walks; a power of two, the usual domain, can be twice N and then costs twice the time. For few points, where
+pairs are biased, pi(i) is the rank of the i-th of N random words: a random permutation.
 
 References
 ----------
@@ -24,10 +24,10 @@ import numpy as np
 
 from bnn_ppl.numpyro.noise import hash_bits, mix
 
-# Pairs of a Feistel network of 8 rounds are biased, by chi-square over 2^20 keys, for N below about 30, with 6
-# rounds below about 130. Ranks of 64 words cost as much as the network; of 128, four times as much.
-_RANKED_UP_TO = 64
-_ROUNDS = 8
+# Chi-square of pairs finds a bias for N below 50 with 8 rounds (2^23 keys), below about 20 with 10. Ranking
+# 32 words costs less than the network, ranking 64 several times as much.
+_RANKED_UP_TO = 32
+_ROUNDS = 10
 
 
 def indices(words, epoch, offset, step, *, size, batch_size, subsampling):
@@ -72,7 +72,7 @@ def advance(epoch, offset, *, size, batch_size):
 
 
 def _permutation(a, b, x, size):
-    """Places that a permutation of [0, size) gives to the points x (uint32, shape (B,)); key words as in noise."""
+    """Values at the points x (uint32, shape (B,)) of the permutation of [0, size) with key words a and b."""
     a, b = jnp.broadcast_to(a, x.shape), jnp.broadcast_to(b, x.shape)
     if size <= _RANKED_UP_TO:
         every = jnp.arange(size, dtype=jnp.uint32)
@@ -100,7 +100,7 @@ def _feistel(a, b, x, size):
 
 
 def _uniform(high, low, size):
-    """Integer part of size * (high 2^32 + low) / 2^64, without 64-bit integers: its bias is below size / 2^64."""
+    """Integer part of size * (high 2^32 + low) / 2^64, without 64-bit integers; biased by size / 2^64."""
     product = high * np.uint32(size)
     return _high_word(high, size) + (product + _high_word(low, size) < product)
 

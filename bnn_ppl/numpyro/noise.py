@@ -1,4 +1,4 @@
-r"""Counter-based noise: a flat draw for all the parameters of a step, cheap enough for the inner loop on a CPU.
+r"""Counter-based noise: one draw for all the parameters of a step, cheap enough for an inner loop on a CPU.
 
 Element ``i`` of the draw of step ``c`` is a function of two seed words, ``c`` and ``i`` alone,
 
@@ -6,13 +6,13 @@ Element ``i`` of the draw of step ``c`` is a function of two seed words, ``c`` a
 
 where all arithmetic is modulo 2^32, phi is the integer nearest to 2^32 over the golden ratio, and P_b is the
 integer hash *lowbias32* of Wellons with the key word ``b`` added between its two multiplications. Adding the
-input to the output (Davies and Meyer) makes a random function of a permutation, so that 32-bit values repeat as
-often as they should. K is three full hashes of scalars; the same words give different keys (a, b) to all 2^32
+input to its output (Davies, Meyer) makes a random function of a permutation, so that values repeat as often
+as they should. K is three full hashes of scalars; the same words give different keys (a, b) to all 2^32
 counters. The elements need no state and no order, so that the draw is one vectorised loop.
 
-``T`` is the inverse normal distribution function ("normal") or a centred bit count ("fast"). "fast" is binomial:
-its first three moments are those of the normal, its kurtosis is 2.94, and it takes 33 values, none beyond 5.7.
-That is enough for methods of weak order 1 (Kloeden and Platen, section 14.1), which use no higher moment.
+``T`` is the inverse normal distribution function ("normal") or a centred bit count ("fast"). "fast" is
+binomial: its first three moments are those of the normal, its kurtosis is 2.94, and it takes 33 values, none
+beyond 5.7. That is enough for methods of weak order 1 (Kloeden and Platen, section 14.1).
 
 References
 ----------
@@ -73,8 +73,8 @@ def normal(words, counter, size, dtype, kind="normal", offset=0):
     Notes
     -----
     Both kinds are symmetric. In float32, "normal" takes a sign and 31 bits of a floating tail probability: it
-    reaches 6.3, with the right frequencies up to there. (Uniforms of 23 or 24 bits pushed through `erf_inv` end
-    at 5.3 or 5.4, in coarse steps from about 5 on.) Its error against the exact inverse is below 5e-6. In
+    reaches 6.3, with the right frequencies up to there. (Uniforms of 23 or 24 bits pushed through `erf_inv`
+    end at 5.3 or 5.4, in coarse steps from about 5 on.) Its error against the exact inverse is below 5e-6. In
     float64 it takes 52 bits of two hashes, and reaches 8.2.
     """
     a, b = mix(words, counter)
@@ -111,7 +111,7 @@ def _hash(x, key=0):
 
 
 def _to_normal(bits):
-    # Instead of erf_inv, which costs over twice as much on a CPU: its log1p is slow, and both its branches run.
+    # Instead of erf_inv, which costs over twice as much on a CPU: log1p is slow, and both branches run.
     signed = jax.lax.bitcast_convert_type(bits, jnp.int32)
     tail = ((signed & 0x7FFFFFFF).astype(jnp.float32) + np.float32(0.5)) * np.float32(2**-32)
     pattern = jax.lax.bitcast_convert_type(tail, jnp.int32)

@@ -90,7 +90,6 @@ class Layout:
     plates: dict[str, Plate]
     shapes: dict[str, tuple[int, ...]]
     held: dict[str, Any] = field(repr=False)
-    replay: bool
     warned_params: tuple[str, ...]
 
     @property
@@ -246,8 +245,6 @@ def inspect(
         plates=plates,
         shapes={name: jnp.shape(site["value"]) for name, site in latents.items()},
         held=held,
-        replay=any(_is_kept_deterministic(s, plates) for s in model_trace.values())
-        or any(_is_dynamic(s["fn"].support) for s in latents.values()),
         warned_params=tuple(
             n for n, s in model_trace.items() if s["type"] == "param" and not n.endswith(("$params", "$state"))
         ),
@@ -264,13 +261,6 @@ def _is_real(support: Any) -> bool:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support is constraints.real
-
-
-def _is_dynamic(support: Any) -> bool:
-    """Whether the support's bounds are arrays, which other sites may move."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(support))
 
 
 def _transform(site: dict) -> Any:

@@ -200,9 +200,9 @@ class SGHMC(StochasticGradientKernel):
         converted = learning_rate_arguments(learning_rate, momentum, num_data, mass, integrator)
         return cls(model, potential_fn, **converted, mass=mass, integrator=integrator, **arguments)
 
-    def start(self, words: Array, z: Any) -> dict[str, Any]:
+    def start(self, words: Array, step: Array, z: Any) -> dict[str, Any]:
         """Momentum drawn from N(0, T M)."""
-        return {"momentum": self._fresh_momentum(words, jnp.int32(0), z, value_at(self.settings.temperature, 0))}
+        return {"momentum": self._fresh_momentum(words, jnp.int32(0), z, value_at(self.settings.temperature, step))}
 
     def _fresh_momentum(self, words: Array, counter: Array, z: Any, scale: Array | float) -> Any:
         normal = draw_noise(words, counter, z, "normal")

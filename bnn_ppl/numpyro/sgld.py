@@ -114,7 +114,7 @@ class SGLD(StochasticGradientKernel):
         )
         super().__init__(model, potential_fn, settings, init_strategy)
 
-    def start(self, words: Array, z: Any) -> dict[str, Any]:
+    def start(self, words: Array, step: Array, z: Any) -> dict[str, Any]:
         """Nothing moves besides the position."""
         return {}
 

@@ -87,7 +87,7 @@ class StochasticGradientKernel(MCMCKernel):
 
     @abstractmethod
     def start(self) -> dict[str, Tensor]:
-        """What moves besides the position, at the start of a chain."""
+        """What moves besides the position, where a chain starts or starts anew."""
 
     @abstractmethod
     def advance(self, step: int) -> None:

@@ -89,12 +89,17 @@ def full_data(model: Callable) -> Callable:
 
 @dataclass(frozen=True)
 class Layout:
-    """What one look at a model tells: its plates, latent sites and the values that stay fixed."""
+    """What one look at a model tells: its plates, latent sites and the values that stay fixed.
+
+    `transforms` lead from the user's to unconstrained coordinates, as Pyro's MCMC wants them; `constrain` leads
+    back and leaves out the sites that are unconstrained anyway.
+    """
 
     plates: dict[str, Plate]
     cut: dict[str, int]
     devices: dict[str, Any]
     transforms: dict[str, Any] = field(repr=False)
+    constrain: dict[str, Any] = field(repr=False)
     initial: Sites = field(repr=False)
     held: dict[str, Any] = field(repr=False)
 
@@ -307,6 +312,7 @@ def inspect(
         cut=cut,
         devices={name: sites[name]["fn"].device for name in plates},
         transforms=transforms,
+        constrain={n: transforms[n].inv for n, s in _latents(sites).items() if not _is_real(s["fn"].support)},
         initial={name: transforms[name](sites[name]["value"]).detach() for name in transforms},
         held=held,
     )
@@ -344,7 +350,7 @@ class _LogDensity(Messenger):
 def _run(
     model: Callable, layout: Layout, z: Sites, batch: Mapping[str, Tensor], args: tuple, kwargs: dict
 ) -> tuple[_LogDensity, Sites]:
-    values = {name: layout.transforms[name].inv(value) for name, value in z.items()}
+    values = {name: layout.constrain[name](z[name]) if name in layout.constrain else z[name] for name in z}
     density = _LogDensity(layout, values, batch)
     with _any_number_of_rows() if layout.cut else nullcontext(), density:
         model(*args, **kwargs)
@@ -382,10 +388,8 @@ def potential_energy(
     """
     density, values = _run(model, layout, z, batch, args, kwargs)
     energy = -sum(term.sum() for term in density.terms.values())
-    for name, value in z.items():
-        transform = layout.transforms[name].inv
-        if not _is_real(transform.codomain):
-            energy = energy - temperature * transform.log_abs_det_jacobian(value, values[name]).sum()
+    for name, transform in layout.constrain.items():
+        energy = energy - temperature * transform.log_abs_det_jacobian(z[name], values[name]).sum()
     return energy
 
 

@@ -165,9 +165,7 @@ def mlp_regression(
     widths = check_hidden(hidden)
     check_activation(activation)
     check_scales(prior_scale, noise_scale, noise_prior_scale)
-    return MLPRegression(
-        widths, activation, prior_scale, bool(fan_in_scaling), noise_scale, noise_prior_scale
-    )
+    return MLPRegression(widths, activation, prior_scale, bool(fan_in_scaling), noise_scale, noise_prior_scale)
 
 
 def mlp_classification(

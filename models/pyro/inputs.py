@@ -61,9 +61,7 @@ def observe_values(location: Any, noise_scale: Any, y: Any) -> Any:
     """The site ``y`` of a regression; sampled where `y` is None."""
     obs = None if y is None else y.to(location.dtype)
     if not isinstance(noise_scale, torch.Tensor):
-        noise_scale = location.new_full(
-            (), noise_scale
-        )  # torch would copy a number from the CPU in each step
+        noise_scale = location.new_full((), noise_scale)  # torch would copy a number from the CPU in each step
     return pyro.sample("y", dist.Normal(location, noise_scale), obs=obs)
 
 

@@ -71,9 +71,7 @@ def test_double_well_cold_limit():
     temperature = 1e-6
     density = densities.double_well(temperature=temperature)
     assert density.variance[0] == pytest.approx(1 - temperature / 4, abs=1e-11)
-    assert density.log_normalizer == pytest.approx(
-        math.log(2 * math.sqrt(math.pi * temperature / 4)), abs=1e-5
-    )
+    assert density.log_normalizer == pytest.approx(math.log(2 * math.sqrt(math.pi * temperature / 4)), abs=1e-5)
 
 
 def test_double_well_is_that_of_chen():
@@ -199,9 +197,7 @@ def test_dtypes(make):
         assert str(value.dtype).endswith("float32") or isinstance(x, np.ndarray)
         np.testing.assert_allclose(float(value), expected, rtol=1e-4)
     np.testing.assert_allclose(density.potential_fn({"x": ones.astype(int)}), expected)
-    np.testing.assert_allclose(
-        density.potential_fn({"x": torch.ones(2, density.dim).int()}), expected, rtol=1e-4
-    )
+    np.testing.assert_allclose(density.potential_fn({"x": torch.ones(2, density.dim).int()}), expected, rtol=1e-4)
 
 
 def test_pickles(make):

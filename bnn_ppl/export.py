@@ -1,0 +1,402 @@
+"""Draws of a finished MCMC, of either host, for ArviZ.
+
+The draws, their statistics and the data are gathered in a plain ``xarray.DataTree``, which ArviZ 1.x works with;
+only at the end it becomes the ``InferenceData`` of ArviZ 0.x. Log likelihoods and predictions visit the data in
+chunks of exactly as many rows as a minibatch has, the last one filled up and trimmed, because a model with a
+subsampled plate sees that many rows and no others.
+"""
+
+import itertools
+import json
+import numbers
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from bnn_ppl.settings import Plate, check_count
+
+Arrays = dict[str, np.ndarray]
+_SAMPLE_DIMS = ("chain", "draw")
+
+
+def to_arviz(
+    mcmc: Any,
+    *,
+    var_names: str | Sequence[str] | None = None,
+    log_likelihood: bool = False,
+    posterior_predictive: bool = False,
+    constant_data: bool = True,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    coords: Mapping[str, Any] | None = None,
+    rows: Any = None,
+    batch_size: int | Mapping[str, int] | None = None,
+    seed: int = 0,
+) -> Any:
+    """Draws, statistics and data of a finished MCMC, as what the installed ArviZ works with.
+
+    Parameters
+    ----------
+    mcmc
+        ``numpyro.infer.MCMC`` or ``pyro.infer.MCMC`` after ``run``, with a kernel of this library or of the host.
+    var_names
+        Sites for the group `posterior`, by default all: a name, or a list of them. ``"~name"`` leaves one out.
+    log_likelihood
+        Whether to add the log likelihood of each row under each draw.
+    posterior_predictive
+        Whether to sample the observed sites anew under each draw, each given the others sampled before it.
+    constant_data
+        Whether to add the model's array arguments that are not observations.
+    dims
+        Names of the dimensions, after chain and draw, by variable. By default those of the plates, then
+        ``"<variable>_dim_0"`` and so on.
+    coords
+        Coordinate values by dimension. By default 0, ..., N - 1 for a plate of N rows.
+    rows
+        Rows of the data for the groups `log_likelihood` and `posterior_predictive`: indices, shape (n,), for a
+        model with one data plate, or a dict by plate name. By default all.
+    batch_size
+        Rows in a chunk of these two groups: an int for each subsampled plate, or a dict by plate name. By default
+        as many as in a minibatch; more are faster and take more memory.
+    seed
+        Seed of the predictions. The hosts' own random states are left alone.
+
+    Returns
+    -------
+    arviz.InferenceData or xarray.DataTree
+        With ArviZ 0.x the first, with 1.x the second. Groups: `posterior`, shapes (chain, draw, ...);
+        `sample_stats`, shapes (chain, draw), where the statistic `lp_minibatch` is named `lp` if each "minibatch"
+        was the full data; `observed_data` and `constant_data`, all rows; and on request `log_likelihood` (chain,
+        draw, rows) and `posterior_predictive` (chain, draw, rows, ...). The kernel's settings are in the
+        attributes of the first two.
+
+    Raises
+    ------
+    TypeError
+        If `mcmc` is no MCMC of NumPyro or Pyro.
+    ValueError
+        If it has not run, or an argument does not fit the model; the message names both.
+
+    Warns
+    -----
+    UserWarning
+        If draws diverged, which NumPyro cannot tell while it samples.
+
+    Notes
+    -----
+    A model without subsampled plates is evaluated on all rows at once. An argument of the model with the name of
+    a dimension gets an underscore at its end.
+
+    Examples
+    --------
+    >>> tree = to_arviz(mcmc, log_likelihood=True)
+    >>> az.summary(tree, var_names=["noise_scale"])
+    >>> az.loo(tree)
+    """
+    side = _side(mcmc)
+    results = side.read(mcmc)
+    names = _choose(var_names, list(results.samples) + side.deterministics(results))
+    if (log_likelihood or posterior_predictive) and results.model is None:
+        raise ValueError(
+            f"log_likelihood={log_likelihood}, posterior_predictive={posterior_predictive}: a chain of a "
+            "potential_fn has no observed sites; leave both False, or sample a model"
+        )
+    if (rows is not None or batch_size is not None) and not (log_likelihood or posterior_predictive):
+        raise ValueError(
+            f"rows={rows!r}, batch_size={batch_size!r} have no effect without log_likelihood=True or "
+            "posterior_predictive=True: leave them out"
+        )
+    plan = _Plan(results, _check_rows(rows, results.plates), _chunk_sizes(batch_size, results.plates))
+    labels = _Labels(results, dims, coords)
+
+    posterior = side.posterior(results, names)
+    groups = {
+        "posterior": labels.dataset(posterior, _SAMPLE_DIMS),
+        "sample_stats": labels.dataset(results.statistics, _SAMPLE_DIMS),
+    }
+    for name in ("posterior", "sample_stats"):
+        groups[name].attrs |= _attributes(results.settings)
+    # The values of a numpyro.factor or pyro.factor have no entries; its log density counts all the same.
+    observed = [name for name, site in results.sites.items() if site.kind == "observed"]
+    scored = [name for name, site in results.sites.items() if site.kind in ("observed", "factor")]
+    if results.model is not None:
+        every_row = _Plan(results, {}, _chunk_sizes(None, results.plates))
+        data = every_row.gather(observed, side.evaluator(results, "observed", observed, seed), None)
+        groups["observed_data"] = labels.dataset(data, ())
+        if constant_data:
+            constants = _constants(side.arguments(results), data)
+            groups["constant_data"] = labels.dataset(constants, (), rows_first=True)
+    if log_likelihood:
+        values = plan.gather(scored, side.evaluator(results, "log_likelihood", scored, seed), 0)
+        groups["log_likelihood"] = labels.dataset(values, _SAMPLE_DIMS, plan.rows, events=False)
+    if posterior_predictive:
+        values = plan.gather(observed, side.evaluator(results, "posterior_predictive", observed, seed), None)
+        groups["posterior_predictive"] = labels.dataset(values, _SAMPLE_DIMS, plan.rows)
+
+    _warn_diverging(results)
+    groups = {name: group for name, group in groups.items() if group.data_vars or name == "posterior"}
+    for group in groups.values():
+        group.attrs |= results.libraries
+    return _for_arviz(xr.DataTree.from_dict(groups))
+
+
+def _for_arviz(tree: xr.DataTree) -> Any:
+    import arviz as az  # takes over a second
+
+    return tree if hasattr(az, "convert_to_datatree") else az.InferenceData.from_datatree(tree)
+
+
+def _side(mcmc: Any) -> Any:
+    """The module that reads this MCMC, found without importing a host that is not there."""
+    hosts = {base.__module__.partition(".")[0] for base in type(mcmc).__mro__}
+    for host in ("numpyro", "pyro"):
+        if host in hosts:
+            return import_module(f"bnn_ppl.{host}.results")
+    raise TypeError(
+        f"mcmc must be a numpyro.infer.MCMC or pyro.infer.MCMC after its run, got {type(mcmc).__name__}: for other "
+        "draws use arviz.from_dict"
+    )
+
+
+def _choose(var_names: str | Sequence[str] | None, sites: list[str]) -> list[str]:
+    if var_names is None:
+        return sites
+    given = [var_names] if isinstance(var_names, str) else list(var_names)
+    excluded = {name[1:] for name in given if name.startswith("~") and name not in sites}
+    included = [name for name in given if not name.startswith("~") or name in sites]
+    unknown = sorted((excluded | set(included)) - set(sites))
+    if unknown:
+        raise ValueError(f"var_names={given!r} names {unknown}, and the sites are {sites}")
+    chosen = set(included) if included or not given else set(sites)
+    return [name for name in sites if name in chosen - excluded]
+
+
+def _check_rows(rows: Any, plates: Mapping[str, Plate]) -> Arrays:
+    """Chosen rows by plate."""
+    if rows is None:
+        return {}
+    if not isinstance(rows, Mapping):
+        observing = [plate.name for plate in plates.values() if plate.observes]
+        if len(observing) != 1:
+            raise ValueError(f"rows={rows!r} needs one plate with observations, and there are {observing}: give a dict")
+        rows = {observing[0]: rows}
+    checked = {}
+    for name, chosen in rows.items():
+        if name not in plates:
+            raise ValueError(f"rows names {name!r}, but the model's plates are {sorted(plates)}")
+        size, indices = plates[name].size, np.asarray(chosen)
+        if indices.ndim != 1 or not indices.size or indices.dtype.kind not in "iu":
+            raise ValueError(f"rows of plate {name!r} must be a list of one or more integers, got {chosen!r}")
+        if indices.min() < 0 or indices.max() >= size:
+            raise ValueError(f"rows of plate {name!r} must be from 0 to {size - 1}, got {chosen!r}")
+        checked[name] = indices
+    return checked
+
+
+def _chunk_sizes(batch_size: int | Mapping[str, int] | None, plates: Mapping[str, Plate]) -> dict[str, int]:
+    """Rows in a chunk by subsampled plate."""
+    sizes = {plate.name: plate.batch_size for plate in plates.values() if plate.subsampled}
+    if batch_size is None:
+        return sizes
+    given = dict(batch_size) if isinstance(batch_size, Mapping) else dict.fromkeys(sizes, batch_size)
+    if not given or not set(given) <= set(sizes):
+        raise ValueError(f"batch_size={batch_size!r}: the subsampled plates of this run are {sorted(sizes)}")
+    for name, count in given.items():
+        check_count("batch_size", count)
+        if count > plates[name].size:
+            raise ValueError(f"batch_size={count} is larger than plate {name!r} of {plates[name].size} rows")
+    return sizes | given
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which rows are wanted, by plate, and in chunks of how many rows the subsampled plates take them."""
+
+    results: Any
+    rows: Arrays
+    sizes: dict[str, int]
+
+    def _chunks(self, plate: str) -> list[tuple[int, slice, np.ndarray]]:
+        """Number, place in the wanted rows, and indices of each chunk; the last one is filled up."""
+        wanted, size = self.rows.get(plate, np.arange(self.results.plates[plate].size)), self.sizes[plate]
+        starts = range(0, len(wanted), size)
+        chunks = [(i, slice(start, min(start + size, len(wanted)))) for i, start in enumerate(starts)]
+        return [(i, s, np.pad(wanted[s], (0, size - (s.stop - s.start)), mode="edge")) for i, s in chunks]
+
+    def _by_plates(self, names: Sequence[str]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+        """Sites in groups that lie in the same subsampled plates."""
+        inside = {name: tuple(p for p in self.sizes if p in self.results.sites[name].plates) for name in names}
+        for plates in dict.fromkeys(inside.values()):
+            yield plates, [name for name in names if inside[name] == plates]
+
+    def gather(self, names: Sequence[str], evaluate: Callable, event_dim: int | None) -> Arrays:
+        """All wanted rows of some sites.
+
+        Parameters
+        ----------
+        names
+            Observed sites.
+        evaluate
+            Function of the rows of each subsampled plate, and the number of the chunk of each, that returns arrays
+            by site.
+        event_dim
+            How many dimensions follow those of the plates; None for those of the site's event.
+        """
+        first = {plate: np.arange(size) for plate, size in self.sizes.items()}
+        zero = dict.fromkeys(self.sizes, 0)
+        whole: Arrays = {}
+        for plates, group in self._by_plates(names):
+            for chunks in itertools.product(*(self._chunks(plate) for plate in plates)):
+                at = dict(zip(plates, chunks, strict=True))
+                indices = first | {plate: chunk[2] for plate, chunk in at.items()}
+                values = evaluate(group, indices, zero | {plate: chunk[0] for plate, chunk in at.items()})
+                for name in group:
+                    self._put(whole, name, values[name], {plate: chunk[1] for plate, chunk in at.items()}, event_dim)
+        return {name: whole[name] for name in names}
+
+    def _put(
+        self, whole: Arrays, name: str, value: np.ndarray, place: Mapping[str, slice], event_dim: int | None
+    ) -> None:
+        """Write one chunk of a site where it belongs."""
+        shape, source, target = list(value.shape), [slice(None)] * value.ndim, [slice(None)] * value.ndim
+        for plate, axis in self.results.sites[name].axes(value.shape, event_dim).items():
+            plate_rows = self.results.plates[plate].size
+            if plate in place and value.shape[axis] == self.sizes[plate]:
+                shape[axis] = len(self.rows.get(plate, range(plate_rows)))
+                source[axis] = slice(place[plate].stop - place[plate].start)
+                target[axis] = place[plate]
+            elif plate in self.rows and value.shape[axis] == plate_rows:
+                value = np.take(value, self.rows[plate], axis)
+                shape[axis] = value.shape[axis]
+        if tuple(shape) == value.shape:
+            whole[name] = value
+            return
+        if name not in whole:
+            whole[name] = np.empty(shape, value.dtype)
+        whole[name][tuple(target)] = value[tuple(source)]
+
+
+class _Labels:
+    """Names of dimensions and values of coordinates."""
+
+    def __init__(self, results: Any, dims: Mapping[str, Sequence[str]] | None, coords: Mapping[str, Any] | None):
+        self.results = results
+        self.dims = {name: [given] if isinstance(given, str) else list(given) for name, given in (dims or {}).items()}
+        known = {*results.samples, *results.sites, *results.arguments}
+        unknown = sorted(set(self.dims) - known)
+        if unknown:
+            raise ValueError(f"dims names {unknown}, and the variables are {sorted(known)}")
+        self.coords = dict(coords or {})
+
+    def dataset(
+        self,
+        values: Arrays,
+        leading: tuple[str, ...],
+        rows: Mapping[str, np.ndarray] | None = None,
+        *,
+        events: bool = True,
+        rows_first: bool = False,
+    ) -> xr.Dataset:
+        """Arrays by name with their dimensions.
+
+        Parameters
+        ----------
+        values, leading
+            The arrays, and the names of their first dimensions.
+        rows
+            Rows that were chosen, by plate.
+        events
+            Whether the dimensions of an event follow those of the plates.
+        rows_first
+            Whether the first dimension is the plate's whose size it has.
+        """
+        named: dict[str, tuple[str, ...]] = {}
+        plates: dict[str, str] = {}
+        sizes = dict(zip(leading, self.results.shape, strict=False))
+        rows = rows or {}
+        for name, value in values.items():
+            shape = value.shape[len(leading) :]
+            around = self._plates(name, shape, events, rows_first, rows)
+            dims = self._names(name, shape, around, events)
+            plates |= {dims[i]: plate for i, plate in around.items()}
+            named[name] = (*leading, *dims)
+            for dim, size in zip(dims, shape, strict=True):
+                if sizes.setdefault(dim, size) != size:
+                    raise ValueError(
+                        f"dimension {dim!r} of {name!r} has {size} entries and elsewhere {sizes[dim]}: name the "
+                        "dimensions with dims="
+                    )
+        coords = {dim: self._coordinate(dim, size, rows.get(plates.get(dim, ""))) for dim, size in sizes.items()}
+        variables = {f"{name}_" if name in sizes else name: (named[name], value) for name, value in values.items()}
+        return xr.Dataset(variables, coords)
+
+    def _plates(
+        self, name: str, shape: tuple, events: bool, rows_first: bool, rows: Mapping[str, np.ndarray]
+    ) -> dict[int, str]:
+        """Plate of each dimension that is one's."""
+        plates = self.results.plates
+        if rows_first:  # an argument of the model: only its length tells
+            fitting = [plate.name for plate in plates.values() if plate.observes and shape[:1] == (plate.size,)]
+            return {0: fitting[0]} if len(fitting) == 1 else {}
+        if name not in self.results.sites:
+            return {}
+        axes = self.results.sites[name].axes(shape, None if events else 0)
+        length = {plate: len(rows.get(plate, range(plates[plate].size))) for plate in axes}
+        return {len(shape) + axis: plate for plate, axis in axes.items() if shape[axis] == length[plate]}
+
+    def _names(self, name: str, shape: tuple, plates: Mapping[int, str], events: bool) -> list[str]:
+        names = [plates.get(i, f"{name}_dim_{i}") for i in range(len(shape))]
+        given = self.dims.get(name, [])
+        # A log likelihood has no event dimensions, so it takes the first of the names.
+        if len(given) > len(names) and events:
+            raise ValueError(f"dims[{name!r}]={given!r} has more names than the variable's shape {shape} dimensions")
+        return [*given, *names[len(given) :]][: len(names)]
+
+    def _coordinate(self, dim: str, size: int, rows: np.ndarray | None) -> np.ndarray:
+        if dim not in self.coords:
+            return np.arange(size) if rows is None else rows
+        value = np.asarray(self.coords[dim])
+        if rows is not None and len(value) > rows.max() and len(value) != size:
+            value = value[rows]
+        if value.shape != (size,):
+            raise ValueError(f"coords[{dim!r}] has shape {value.shape}, and the dimension has {size} entries")
+        return value
+
+
+def _constants(arguments: Arrays, observed: Arrays) -> Arrays:
+    """The arguments that are no observations."""
+
+    def same(a: np.ndarray, b: np.ndarray) -> bool:
+        floats = a.dtype.kind == b.dtype.kind == "f"
+        return a.shape == b.shape and bool((np.isclose(a, b, equal_nan=True) if floats else a == b).all())
+
+    return {n: a for n, a in arguments.items() if not any(same(a, value) for value in observed.values())}
+
+
+def _attributes(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as netCDF can keep them; what a callable gave is among the statistics."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real | str):
+            return json.dumps(value, default=lambda x: getattr(x, "__name__", type(x).__name__))
+        return value
+
+    return {name: plain(value) for name, value in settings.items() if value is not None}
+
+
+def _warn_diverging(results: Any) -> None:
+    diverging = results.statistics.get("diverging")
+    if diverging is not None and diverging.any():
+        advice = "raise target_accept_prob or reparametrise the model"
+        if "step_size" in results.settings:
+            advice = "lower step_size, raise friction where the kernel has one, or check the data and priors"
+        warnings.warn(
+            f"{int(diverging.sum())} of {diverging.size} draws diverged ({diverging.sum(axis=1).tolist()} by chain), "
+            f"so the draws may not follow the posterior: {advice}. They are marked in sample_stats['diverging']",
+            UserWarning,
+            stacklevel=3,
+        )

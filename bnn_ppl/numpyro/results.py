@@ -1,0 +1,309 @@
+"""What a finished NumPyro MCMC holds, and its model replayed on its draws, as NumPy arrays for `bnn_ppl.export`."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from jax import lax, random
+from numpyro.handlers import seed as seed_handler
+from numpyro.handlers import substitute, trace
+from numpyro.infer import MCMC
+from numpyro.primitives import Messenger
+
+from bnn_ppl.numpyro import potential
+from bnn_ppl.numpyro.kernel import StochasticGradientKernel
+from bnn_ppl.settings import Plate
+
+# Names that ArviZ gives to the statistics of the host's kernels.
+_ARVIZ_NAMES = {
+    "adapt_state.step_size": "step_size",
+    "num_steps": "n_steps",
+    "accept_prob": "acceptance_rate",
+    "potential_energy": "lp",
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """Kind of a site (latent, observed, factor, deterministic) and the plates around it, with their dimensions."""
+
+    kind: str
+    plates: dict[str, int]
+    event_dim: int
+
+    def axes(self, shape: tuple[int, ...], event_dim: int | None = None) -> dict[str, int]:
+        """Axis, counted from the end, of each plate in an array of this shape."""
+        inner = self.event_dim if event_dim is None else event_dim
+        return {plate: dim - inner for plate, dim in self.plates.items() if len(shape) >= inner - dim}
+
+
+@dataclass(frozen=True)
+class Results:
+    """Draws (chain, draw, ...) and statistics (chain, draw) by name, and all that replays the model."""
+
+    samples: dict[str, Any] = field(repr=False)
+    statistics: dict[str, np.ndarray] = field(repr=False)
+    shape: tuple[int, int]
+    plates: dict[str, Plate]
+    sites: dict[str, Site]
+    settings: dict[str, Any]
+    libraries: dict[str, str]
+    model: Callable | None
+    held: dict[str, Any] = field(repr=False)
+    args: tuple = field(repr=False)
+    kwargs: dict[str, Any] = field(repr=False)
+    arguments: dict[str, Any] = field(repr=False)
+
+    @property
+    def latents(self) -> dict[str, Any]:
+        """Draws of the latent sites, as far as they were kept."""
+        return {n: self.samples[n] for n, site in self.sites.items() if site.kind == "latent" and n in self.samples}
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """An array as NumPy, not copied where it is on the CPU."""
+    value = np.asarray(value)
+    return value.astype(np.float32) if value.dtype.kind == "V" else value  # bfloat16
+
+
+def read(mcmc: Any) -> Results:
+    """What a finished MCMC holds.
+
+    Parameters
+    ----------
+    mcmc
+        ``numpyro.infer.MCMC`` after ``run``.
+
+    Returns
+    -------
+    Results
+
+    Raises
+    ------
+    TypeError
+        If it is something else.
+    ValueError
+        If it has not run.
+    """
+    if not isinstance(mcmc, MCMC):
+        raise TypeError(f"mcmc must be a numpyro.infer.MCMC, got {type(mcmc).__name__}")
+    if mcmc._states is None:
+        raise ValueError("mcmc has no draws yet: call mcmc.run first")
+    kernel = mcmc.sampler
+    ours = isinstance(kernel, StochasticGradientKernel)
+    samples = _by_name(mcmc.get_samples(group_by_chain=True))
+    args, kwargs = potential.as_arrays((mcmc._args, mcmc._kwargs))
+    model, held, plates = getattr(kernel, "model", None), {}, {}
+    if ours and model is not None:
+        layout = kernel._layout(args, kwargs)
+        model, held, plates = kernel._model, layout.held, layout.plates
+    sites: dict[str, Site] = {}
+    if model is not None:
+        found = _sites(model, {n: v[0, 0] for n, v in samples.items()} | held, plates, args, kwargs)
+        plates = plates or potential._plates_of(found)
+        held = held or {n: s["value"] for n, s in found.items() if s["type"] in ("param", "mutable")}
+        sites = {name: site for name in found if (site := _describe(found[name], samples)) is not None}
+    statistics = _statistics(mcmc, full_batch=not any(plate.subsampled for plate in plates.values()))
+    settings = {"kernel": type(kernel).__name__, "num_warmup": mcmc.num_warmup, "thinning": mcmc.thinning}
+    return Results(
+        samples=samples,
+        statistics=statistics,
+        shape=next(iter(samples.values())).shape[:2],
+        plates=plates,
+        sites=sites,
+        settings=settings | (vars(kernel.settings) if ours else {}),
+        libraries={"inference_library": "numpyro", "inference_library_version": numpyro.__version__},
+        model=model,
+        held=held,
+        args=args,
+        kwargs=kwargs,
+        arguments={} if model is None else _by_parameter(model, mcmc._args, mcmc._kwargs),
+    )
+
+
+def _by_name(samples: Any) -> dict[str, Any]:
+    """Draws by site; those of a potential_fn as ArviZ names them."""
+    if hasattr(samples, "_asdict"):
+        samples = samples._asdict()
+    if isinstance(samples, dict) and all(hasattr(value, "shape") for value in samples.values()):
+        return samples
+    return {f"Param:{i}": value for i, value in enumerate(jax.tree.leaves(samples))}
+
+
+def _statistics(mcmc: MCMC, full_batch: bool) -> dict[str, np.ndarray]:
+    names = _ARVIZ_NAMES | ({"lp_minibatch": "lp"} if full_batch else {})
+    statistics = {}
+    for name, value in mcmc.get_extra_fields(group_by_chain=True).items():
+        if hasattr(value, "shape") and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            sign = -1 if name == "potential_energy" else 1
+            statistics[names.get(name, name)] = to_numpy(value) if sign == 1 else -to_numpy(value)
+    return statistics
+
+
+def _sites(model: Callable, values: dict, plates: Mapping[str, Plate], args: tuple, kwargs: dict) -> dict[str, dict]:
+    """Trace of the model on the first rows of its plates."""
+    rows = {p.name: jnp.arange(p.batch_size) for p in plates.values() if p.subsampled}
+    seeded = seed_handler(substitute(model, data=values), random.key(0))
+    return trace(potential._SetPlates(seeded, lambda name, size, b: rows.get(name))).get_trace(*args, **kwargs)
+
+
+def _describe(site: dict, samples: Mapping[str, Any]) -> Site | None:
+    if site["type"] not in ("sample", "deterministic"):
+        return None
+    plates = {frame.name: frame.dim for frame in site["cond_indep_stack"]}
+    if site["type"] == "deterministic":
+        # Where its event begins is not known: the outermost plate is taken for its first dimension.
+        deepest = max((-dim for dim in plates.values()), default=0)
+        return Site("deterministic", plates, max(jnp.ndim(site["value"]) - deepest, 0))
+    kind = "observed" if site["is_observed"] else "latent"
+    if kind == "observed" and not jnp.size(site["value"]):
+        kind = "factor"
+    return Site(kind, plates, len(site["fn"].event_shape))
+
+
+def _by_parameter(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """Array arguments of a model by the names of its parameters."""
+    while isinstance(model, Messenger | potential.FullData):
+        model = model.fn if isinstance(model, Messenger) else model.model
+    named: dict[str, Any] = {}
+    try:
+        signature = inspect.signature(model)
+        bound = signature.bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        return named
+    for name, value in bound.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            named |= {f"{name}_{i}": item for i, item in enumerate(value)}
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            named |= value
+        else:
+            named[name] = value
+    return {name: value for name, value in named.items() if _is_array(value)}
+
+
+def _is_array(value: Any) -> bool:
+    if isinstance(value, jax.Array):
+        return not jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
+
+
+def arguments(results: Results) -> dict[str, np.ndarray]:
+    """Array arguments of the model by name."""
+    return {name: to_numpy(value) for name, value in results.arguments.items()}
+
+
+def deterministics(results: Results) -> list[str]:
+    """Deterministic sites that are computed by `posterior`: none, for the host's MCMC collects them."""
+    return []
+
+
+def posterior(results: Results, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Draws of some sites, shapes (chain, draw, ...)."""
+    return {name: to_numpy(results.samples[name]) for name in names}
+
+
+class _SampleObserved(Messenger):
+    """Sample the observed sites, with a key for each site, draw and chunk of the plates around the site.
+
+    A site outside the plates then has the same value in all their chunks.
+    """
+
+    def __init__(self, fn: Callable, key: Any, chunk: Mapping[str, Any], sites: Mapping[str, Site]):
+        super().__init__(fn)
+        self.key = key
+        self.chunk = chunk
+        self.numbers = {name: i for i, name in enumerate(sites)}
+
+    def process_message(self, msg: dict) -> None:
+        if msg["type"] == "sample" and msg["is_observed"]:
+            key = random.fold_in(self.key, self.numbers[msg["name"]])
+            for frame in msg["cond_indep_stack"]:
+                key = random.fold_in(key, self.chunk.get(frame.name, 0))
+            msg["value"], msg["is_observed"], msg["kwargs"]["rng_key"] = None, False, key
+
+
+def evaluator(results: Results, what: str, names: Sequence[str], seed: int) -> Callable:
+    """Function that evaluates observed sites on some rows, under each draw.
+
+    Parameters
+    ----------
+    results
+        From `read`.
+    what
+        ``"observed"``: their values; ``"log_likelihood"`` and ``"posterior_predictive"``: for each draw.
+    names
+        The sites that will be asked for.
+    seed
+        Of the predictions.
+
+    Returns
+    -------
+    callable
+        Of the wanted sites, the row indices (B,) of each subsampled plate, and the number of the chunk of each, which
+        are all dicts by plate; it returns arrays by site, with chain and draw in front except for ``"observed"``.
+
+    Raises
+    ------
+    ValueError
+        If draws of latent sites are missing.
+    """
+    missing = [n for n, site in results.sites.items() if site.kind == "latent" and n not in results.samples]
+    if what != "observed" and missing:
+        raise ValueError(f"{what}=True needs the draws of all latent sites, and those of {missing} were not kept")
+    leaves, structure = jax.tree.flatten((results.args, results.kwargs))
+    # Data are arguments of the compiled function; what is no array, such as a string, stays as it is.
+    where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+
+    def one(draw: dict, index: tuple, data: list, rows: dict, chunk: dict, wanted: tuple[str, ...]) -> dict:
+        filled = list(leaves)
+        for i, array in zip(where, data, strict=True):
+            filled[i] = array
+        args, kwargs = jax.tree.unflatten(structure, filled)
+        key = random.key(seed)
+        for i in index:
+            key = random.fold_in(key, i)
+        model: Callable = seed_handler(substitute(results.model, data=results.held | draw), key)
+        if what == "posterior_predictive":
+            model = _SampleObserved(model, random.fold_in(key, 0), chunk, results.sites)
+        found = trace(potential._SetPlates(model, lambda name, size, b: rows.get(name))).get_trace(*args, **kwargs)
+        if what == "log_likelihood":
+            return {name: found[name]["fn"].log_prob(found[name]["value"]) for name in wanted}
+        return {name: jnp.asarray(found[name]["value"]) for name in wanted}
+
+    def all_draws(draws: dict, data: list, rows: dict, chunk: dict, wanted: tuple[str, ...]) -> dict:
+        if what == "observed":
+            return one(jax.tree.map(lambda x: x[0, 0], draws), (), data, rows, chunk, wanted)
+        # One draw after another: the activations of all at once may not fit into memory.
+        chains, number = jnp.arange(results.shape[0]), jnp.arange(results.shape[1])
+
+        def one_chain(x: tuple) -> dict:
+            return lax.map(lambda y: one(y[0], (x[1], y[1]), data, rows, chunk, wanted), (x[0], number))
+
+        return lax.map(one_chain, (draws, chains))
+
+    data = [leaves[i] for i in where]
+    compiled = jax.jit(all_draws, static_argnames="wanted")
+    with_data_inside = jax.jit(
+        lambda draws, rows, chunk, wanted: all_draws(draws, data, rows, chunk, wanted), static_argnames="wanted"
+    )
+    reads_values: list[bool] = []
+
+    def evaluate(wanted: Sequence[str], rows: Mapping[str, np.ndarray], chunk: Mapping[str, int]) -> dict:
+        indices = {name: jnp.asarray(index) for name, index in rows.items()}
+        numbers = {name: jnp.uint32(i) for name, i in chunk.items()}
+        if not reads_values:
+            try:
+                values = compiled(results.latents, data, indices, numbers, wanted=tuple(wanted))
+            except jax.errors.JAXTypeError:  # a model that looks at the values of its arguments
+                reads_values.append(True)
+        if reads_values:
+            values = with_data_inside(results.latents, indices, numbers, wanted=tuple(wanted))
+        return {name: to_numpy(value) for name, value in values.items()}
+
+    return evaluate

@@ -1,0 +1,344 @@
+"""What a finished Pyro MCMC holds, and its model replayed on its draws, as NumPy arrays for `bnn_ppl.export`."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import MCMC
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+from bnn_ppl.pyro import potential
+from bnn_ppl.pyro.kernel import StochasticGradientKernel
+from bnn_ppl.settings import Plate
+
+
+@dataclass(frozen=True)
+class Site:
+    """Kind of a site (latent, observed, factor, deterministic) and the plates around it, with their dimensions."""
+
+    kind: str
+    plates: dict[str, int]
+    event_dim: int
+
+    def axes(self, shape: tuple[int, ...], event_dim: int | None = None) -> dict[str, int]:
+        """Axis, counted from the end, of each plate in an array of this shape."""
+        inner = self.event_dim if event_dim is None else event_dim
+        return {plate: dim - inner for plate, dim in self.plates.items() if len(shape) >= inner - dim}
+
+
+@dataclass(frozen=True)
+class Results:
+    """Draws (chain, draw, ...) and statistics (chain, draw) by name, and all that replays the model."""
+
+    samples: dict[str, Any] = field(repr=False)
+    statistics: dict[str, np.ndarray] = field(repr=False)
+    shape: tuple[int, int]
+    plates: dict[str, Plate]
+    sites: dict[str, Site]
+    settings: dict[str, Any]
+    libraries: dict[str, str]
+    model: Callable | None
+    held: dict[str, Any] = field(repr=False)
+    args: tuple = field(repr=False)
+    kwargs: dict[str, Any] = field(repr=False)
+    arguments: dict[str, Any] = field(repr=False)
+
+    @property
+    def latents(self) -> dict[str, Any]:
+        """Draws of the latent sites, as far as they were kept."""
+        return {n: self.samples[n] for n, site in self.sites.items() if site.kind == "latent" and n in self.samples}
+
+    def draw(self, chain: int, draw: int) -> dict[str, Tensor]:
+        """Values of the latent sites in one draw."""
+        return {name: value[chain, draw] for name, value in self.latents.items()}
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """A tensor as NumPy, not copied where it is on the CPU."""
+    if not isinstance(value, Tensor):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    return (value.float() if value.dtype is torch.bfloat16 else value).numpy()
+
+
+def read(mcmc: Any) -> Results:
+    """What a finished MCMC holds.
+
+    Parameters
+    ----------
+    mcmc
+        ``pyro.infer.MCMC`` after ``run``.
+
+    Returns
+    -------
+    Results
+
+    Raises
+    ------
+    TypeError
+        If it is something else.
+    ValueError
+        If it has not run.
+    """
+    if not isinstance(mcmc, MCMC):
+        raise TypeError(f"mcmc must be a pyro.infer.MCMC, got {type(mcmc).__name__}")
+    if mcmc._samples is None:
+        raise ValueError("mcmc has no draws yet: call mcmc.run first")
+    kernel = mcmc.kernel
+    ours = isinstance(kernel, StochasticGradientKernel)
+    samples = mcmc.get_samples(group_by_chain=True)
+    model, held, plates = getattr(kernel, "model", None), {}, {}
+    if ours and model is not None:
+        model, held, plates = kernel._model, kernel._layout.held, kernel._layout.plates
+    sites: dict[str, Site] = {}
+    if model is not None:
+        rows = {p.name: np.arange(p.batch_size) for p in plates.values() if p.subsampled}
+        with _undisturbed(samples):
+            first = _Replay({name: value[0, 0] for name, value in samples.items()}, held, rows)
+            found = first.run(model, mcmc._args, mcmc._kwargs)
+        plates = plates or potential._plates_of(found)
+        held = held or {n: s["value"].detach() for n, s in found.items() if s["type"] == "param"}
+        sites = {name: site for name in found if (site := _describe(found[name])) is not None}
+    statistics = _statistics(mcmc, full_batch=not any(plate.subsampled for plate in plates.values()))
+    settings = {"kernel": type(kernel).__name__, "num_warmup": mcmc.warmup_steps, "thinning": 1}
+    return Results(
+        samples=samples,
+        statistics=statistics,
+        shape=(mcmc.num_chains, mcmc.num_samples),
+        plates=plates,
+        sites=sites,
+        settings=settings | (vars(kernel.settings) if ours else {}),
+        libraries={"inference_library": "pyro", "inference_library_version": pyro.__version__},
+        model=model,
+        held=held,
+        args=mcmc._args,
+        kwargs=mcmc._kwargs,
+        arguments={} if model is None else _by_parameter(model, mcmc._args, mcmc._kwargs),
+    )
+
+
+def _statistics(mcmc: MCMC, full_batch: bool) -> dict[str, np.ndarray]:
+    # Never through mcmc.diagnostics(), which computes the effective sample size of every weight.
+    diverging = np.zeros((mcmc.num_chains, mcmc.num_samples), bool)
+    for chain, diagnostics in enumerate(mcmc._diagnostics):
+        for draw in diagnostics.get("divergences", []):
+            diverging[chain, draw] = True
+    statistics = {}
+    for name in getattr(mcmc.kernel, "statistic_fields", ()):
+        if name != "diverging":
+            values = [to_numpy(diagnostics[name]) for diagnostics in mcmc._diagnostics]
+            statistics["lp" if full_batch and name == "lp_minibatch" else name] = np.stack(values)
+    return statistics | {"diverging": diverging}
+
+
+@contextmanager
+def _undisturbed(samples: Mapping[str, Tensor]) -> Iterator[None]:
+    """Without gradients and validation (as the host samples), and with the random state restored at the end."""
+    on_gpu = any(value.is_cuda for value in samples.values())
+    devices = range(torch.cuda.device_count()) if on_gpu else []
+    with torch.no_grad(), torch.random.fork_rng(devices), pyro.validation_enabled(False):
+        yield
+
+
+class _Replay(Messenger):
+    """Put values, held parameters and rows of the plates into a model."""
+
+    def __init__(self, values: Mapping[str, Tensor], held: Mapping[str, Any], rows: Mapping[str, np.ndarray]):
+        super().__init__()
+        self.values = values
+        self.held = held
+        self.rows = rows
+
+    def run(self, model: Any, args: tuple, kwargs: dict) -> dict[str, dict]:
+        """Sites of the model."""
+        with potential._any_number_of_rows(), poutine.block(), self:
+            return dict(poutine.trace(model).get_trace(*args, **kwargs).nodes)
+
+    def _pyro_param(self, msg: dict) -> None:
+        if msg["name"] in self.held:
+            msg["value"], msg["done"] = self.held[msg["name"]], True
+
+    def _pyro_sample(self, msg: dict) -> None:
+        name, fn = msg["name"], msg["fn"]
+        if isinstance(fn, _Subsample):
+            if name in self.rows:
+                msg["value"] = torch.as_tensor(self.rows[name], device=fn.device)
+        elif msg["is_observed"]:
+            self.observe(msg)
+        elif name in self.values:
+            msg["value"], msg["done"] = self.values[name], True
+
+    def observe(self, msg: dict) -> None:
+        """What happens at an observed site: nothing."""
+
+
+class _SampleObserved(_Replay):
+    """Sample the observed sites, with a seed for each site, draw and chunk of the plates around the site.
+
+    A site outside the plates then has the same value in all their chunks.
+    """
+
+    entropy: tuple[int, ...]
+    chunk: Mapping[str, int]
+    numbers: Mapping[str, int]
+
+    def observe(self, msg: dict) -> None:
+        """Seed the site and let it sample."""
+        if msg["infer"].get("_deterministic"):
+            return
+        chunks = [self.chunk.get(frame.name, 0) for frame in msg["cond_indep_stack"]]
+        words = np.random.SeedSequence([*self.entropy, self.numbers[msg["name"]], *chunks])
+        torch.manual_seed(int(words.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        msg["value"], msg["is_observed"], msg["done"] = None, False, False
+
+
+def _describe(site: dict) -> Site | None:
+    if site["type"] != "sample" or isinstance(site["fn"], _Subsample):
+        return None
+    plates = {frame.name: frame.dim for frame in site["cond_indep_stack"] if frame.dim is not None}
+    if site["infer"].get("_deterministic"):
+        # Where its event begins is not known: the outermost plate is taken for its first dimension.
+        deepest = max((-dim for dim in plates.values()), default=0)
+        return Site("deterministic", plates, max(site["value"].ndim - deepest, 0))
+    kind = "observed" if site["is_observed"] else "latent"
+    if kind == "observed" and not torch.as_tensor(site["value"]).numel():
+        kind = "factor"
+    return Site(kind, plates, site["fn"].event_dim)
+
+
+def _by_parameter(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """Array arguments of a model by the names of its parameters."""
+    while isinstance(model, potential.FullData):
+        model = model.model
+    model = model.forward if isinstance(model, torch.nn.Module) else model
+    named: dict[str, Any] = {}
+    try:
+        signature = inspect.signature(model)
+        bound = signature.bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        return named
+    for name, value in bound.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            named |= {f"{name}_{i}": item for i, item in enumerate(value)}
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            named |= value
+        else:
+            named[name] = value
+    return {name: value for name, value in named.items() if _is_array(value)}
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biufc")
+
+
+def arguments(results: Results) -> dict[str, np.ndarray]:
+    """Array arguments of the model by name."""
+    return {name: to_numpy(value) for name, value in results.arguments.items()}
+
+
+def deterministics(results: Results) -> list[str]:
+    """Deterministic sites outside subsampled plates, which the host's MCMC does not collect."""
+    small = {plate.name for plate in results.plates.values() if plate.subsampled}
+    return [
+        name for name, site in results.sites.items() if site.kind == "deterministic" and not small & set(site.plates)
+    ]
+
+
+def posterior(results: Results, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Draws of some sites, shapes (chain, draw, ...); deterministic ones are computed from the others."""
+    computed = [name for name in names if name not in results.samples]
+    values = {}
+    if computed:
+        _check_complete(results, f"the deterministic sites {computed}")
+        rows = {p.name: np.arange(p.batch_size) for p in results.plates.values() if p.subsampled}
+
+        def replay(chain: int, draw: int) -> dict[str, Tensor]:
+            found = _Replay(results.draw(chain, draw), results.held, rows).run(
+                results.model, results.args, results.kwargs
+            )
+            return {name: found[name]["value"] for name in computed}
+
+        values = _over_draws(results, replay)
+    return {name: values[name] if name in values else to_numpy(results.samples[name]) for name in names}
+
+
+def _check_complete(results: Results, what: str) -> None:
+    missing = [n for n, site in results.sites.items() if site.kind == "latent" and n not in results.samples]
+    if missing:
+        raise ValueError(f"{what} need the draws of all latent sites, and those of {missing} were not kept")
+
+
+def _over_draws(results: Results, replay: Callable[[int, int], dict[str, Tensor]]) -> dict[str, np.ndarray]:
+    """Results of one draw after another: the activations of all at once may not fit into memory."""
+    values: dict[str, np.ndarray] = {}
+    with _undisturbed(results.samples):
+        for chain, draw in np.ndindex(*results.shape):
+            for name, value in replay(chain, draw).items():
+                array = to_numpy(value)
+                if name not in values:
+                    values[name] = np.empty((*results.shape, *array.shape), array.dtype)
+                values[name][chain, draw] = array
+    return values
+
+
+def evaluator(results: Results, what: str, names: Sequence[str], seed: int) -> Callable:
+    """Function that evaluates observed sites on some rows, under each draw.
+
+    Parameters
+    ----------
+    results
+        From `read`.
+    what
+        ``"observed"``: their values; ``"log_likelihood"`` and ``"posterior_predictive"``: for each draw.
+    names
+        The sites that will be asked for.
+    seed
+        Of the predictions.
+
+    Returns
+    -------
+    callable
+        Of the wanted sites, the row indices (B,) of each subsampled plate, and the number of the chunk of each, which
+        are all dicts by plate; it returns arrays by site, with chain and draw in front except for ``"observed"``.
+
+    Raises
+    ------
+    ValueError
+        If draws of latent sites are missing.
+    """
+    if what != "observed":
+        _check_complete(results, f"{what}=True:")
+    numbers = {name: i for i, name in enumerate(results.sites)}
+
+    def evaluate(wanted: Sequence[str], rows: Mapping[str, np.ndarray], chunk: Mapping[str, int]) -> dict:
+        def replay(chain: int, draw: int) -> dict[str, Tensor]:
+            kind = _SampleObserved if what == "posterior_predictive" else _Replay
+            one = kind(results.draw(chain, draw), results.held, rows)
+            if isinstance(one, _SampleObserved):
+                one.entropy, one.chunk, one.numbers = (seed, chain, draw), chunk, numbers
+            sites = one.run(results.model, results.args, results.kwargs)
+            return {
+                name: _log_prob(sites[name]) if what == "log_likelihood" else sites[name]["value"] for name in wanted
+            }
+
+        if what == "observed":
+            with _undisturbed(results.samples):
+                return {name: to_numpy(value) for name, value in replay(0, 0).items()}
+        return _over_draws(results, replay)
+
+    return evaluate
+
+
+def _log_prob(site: dict) -> Tensor:
+    """Log density of each row, 0 where it is masked, and without the scale of the plates, as the hosts have it."""
+    return scale_and_mask(site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]), 1.0, site["mask"])
