@@ -59,9 +59,7 @@ def forward_jax(name: str):
 
     def lenet5(w, x):
         for i in range(2):
-            x = jax.lax.conv_general_dilated(
-                x, w[f"k{i}"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
+            x = jax.lax.conv_general_dilated(x, w[f"k{i}"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
             x = nn.max_pool(x + w[f"c{i}"], (2, 2), (2, 2))
         return mlp(w, x.reshape(x.shape[0], -1))
 

@@ -44,7 +44,8 @@ def to_arviz(
     mcmc
         ``numpyro.infer.MCMC`` or ``pyro.infer.MCMC`` after ``run``, with a kernel of this library or of the host.
     var_names
-        Sites for the group `posterior`, by default all: a name, or a list of them. ``"~name"`` leaves one out.
+        Sites for the group `posterior`, by default all: a name, or a list of them. ``"~name"`` leaves one out; an
+        empty list leaves out the group.
     log_likelihood
         Whether to add the log likelihood of each row under each draw.
     posterior_predictive
@@ -110,7 +111,7 @@ def to_arviz(
             f"rows={rows!r}, batch_size={batch_size!r} have no effect without log_likelihood=True or "
             "posterior_predictive=True: leave them out"
         )
-    plan = _Plan(results, _check_rows(rows, results.plates), _chunk_sizes(batch_size, results.plates))
+    plan = _Plan(results, _check_rows(rows, results), _chunk_sizes(batch_size, results.plates))
     labels = _Labels(results, dims, coords)
 
     posterior = side.posterior(results, names)
@@ -120,7 +121,7 @@ def to_arviz(
     }
     for name in ("posterior", "sample_stats"):
         groups[name].attrs |= _attributes(results.settings)
-    # The values of a numpyro.factor or pyro.factor have no entries; its log density counts all the same.
+    # A host's factor has a log density but no values.
     observed = [name for name, site in results.sites.items() if site.kind == "observed"]
     scored = [name for name, site in results.sites.items() if site.kind in ("observed", "factor")]
     if results.model is not None:
@@ -138,7 +139,7 @@ def to_arviz(
         groups["posterior_predictive"] = labels.dataset(values, _SAMPLE_DIMS, plan.rows)
 
     _warn_diverging(results)
-    groups = {name: group for name, group in groups.items() if group.data_vars or name == "posterior"}
+    groups = {name: group for name, group in groups.items() if group.data_vars}
     for group in groups.values():
         group.attrs |= results.libraries
     return _for_arviz(xr.DataTree.from_dict(groups))
@@ -175,15 +176,25 @@ def _choose(var_names: str | Sequence[str] | None, sites: list[str]) -> list[str
     return [name for name in sites if name in chosen - excluded]
 
 
-def _check_rows(rows: Any, plates: Mapping[str, Plate]) -> Arrays:
+def _data_plates(results: Any) -> list[str]:
+    """Plates around observed sites and around no latent ones."""
+    observed, latent = (
+        {plate for site in results.sites.values() if site.kind == kind for plate in site.plates}
+        for kind in ("observed", "latent")
+    )
+    return [plate for plate in results.plates if plate in observed - latent]
+
+
+def _check_rows(rows: Any, results: Any) -> Arrays:
     """Chosen rows by plate."""
+    plates = results.plates
     if rows is None:
         return {}
     if not isinstance(rows, Mapping):
-        observing = [plate.name for plate in plates.values() if plate.observes]
-        if len(observing) != 1:
-            raise ValueError(f"rows={rows!r} needs one plate with observations, and there are {observing}: give a dict")
-        rows = {observing[0]: rows}
+        data = _data_plates(results)
+        if len(data) != 1:
+            raise ValueError(f"rows={rows!r} needs one plate of data, and the model has {data}: give a dict by plate")
+        rows = {data[0]: rows}
     checked = {}
     for name, chosen in rows.items():
         if name not in plates:
@@ -340,7 +351,7 @@ class _Labels:
         """Plate of each dimension that is one's."""
         plates = self.results.plates
         if rows_first:  # an argument of the model: only its length tells
-            fitting = [plate.name for plate in plates.values() if plate.observes and shape[:1] == (plate.size,)]
+            fitting = [plate for plate in _data_plates(self.results) if shape[:1] == (plates[plate].size,)]
             return {0: fitting[0]} if len(fitting) == 1 else {}
         if name not in self.results.sites:
             return {}

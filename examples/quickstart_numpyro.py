@@ -6,6 +6,7 @@ from pathlib import Path
 import arviz as az
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
@@ -33,9 +34,9 @@ def network(w, x):
 
 def model(x, y=None):
     w = {
-        "w0": numpyro.sample("w0", dist.Normal(0, 1 / 8).expand([64, 50]).to_event(2)),
+        "w0": numpyro.sample("w0", dist.Normal(0, 0.3).expand([64, 50]).to_event(2)),
         "b0": numpyro.sample("b0", dist.Normal(0, 1).expand([50]).to_event(1)),
-        "w1": numpyro.sample("w1", dist.Normal(0, 1 / 7).expand([50, 10]).to_event(2)),
+        "w1": numpyro.sample("w1", dist.Normal(0, 0.5).expand([50, 10]).to_event(2)),
         "b1": numpyro.sample("b1", dist.Normal(0, 1).expand([10]).to_event(1)),
     }
     with numpyro.plate("images", len(x), subsample_size=128):
@@ -47,7 +48,7 @@ def model(x, y=None):
 x, y = load_digits(return_X_y=True)
 x, x_test, y, y_test = train_test_split(x / 8 - 1, y, test_size=0.2, random_state=0)
 
-kernel = SGHMC(model, step_size=0.01, friction=10.0, temperature=options.temperature, steps_per_draw=12)
+kernel = SGHMC(model, step_size=0.01, friction=5.0, temperature=options.temperature, steps_per_draw=24)
 mcmc = MCMC(kernel, num_warmup=num_warmup, num_samples=num_samples, num_chains=4, chain_method="vectorized")
 mcmc.run(jax.random.key(0), jnp.asarray(x), jnp.asarray(y))
 
@@ -66,4 +67,10 @@ functions = xr.Dataset({"p_right": (("chain", "draw", "test_image"), right)}, {"
 print(az.summary(functions))
 
 options.out.mkdir(exist_ok=True)
-az.plot_trace(functions)
+az.plot_trace(functions, compact=False, combined=False)
+plt.tight_layout()
+plt.savefig(options.out / "numpyro_trace.png")
+az.plot_rank(functions)
+plt.savefig(options.out / "numpyro_rank.png")
+tree.to_netcdf(options.out / "numpyro.nc")
+print(f"wrote the plots and the draws to {options.out}/")

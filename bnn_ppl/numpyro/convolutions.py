@@ -21,10 +21,12 @@ are: grouped, transposed (dilated input), complex and mixed-precision convolutio
 import functools
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 from jax.custom_batching import sequential_vmap
 from jax.extend import core
 from jax.extend.core import primitives
@@ -32,7 +34,7 @@ from jax.extend.core import primitives
 _MAX_PATCH = 32  # elements of a patch up to which patches and a matrix product beat a convolution
 
 
-def fast_convolutions(fn):
+def fast_convolutions(fn: Callable) -> Callable:
     """Give a function whose convolutions and max-pools are fast inside loops on a CPU.
 
     Parameters
@@ -50,7 +52,7 @@ def fast_convolutions(fn):
     """
 
     @functools.wraps(fn)
-    def wrapped(*args, **kwargs):
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         if jax.default_backend() == "cpu":
             closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args, **kwargs)
             if _has_replaceable(closed.jaxpr):
@@ -61,7 +63,7 @@ def fast_convolutions(fn):
     return wrapped
 
 
-def _inner(eqn):
+def _inner(eqn: Any) -> Any:
     """The program inside a call, as a ClosedJaxpr, or None: custom derivatives and loops stay closed."""
     if eqn.primitive in (primitives.jit_p, primitives.closed_call_p):
         return eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
@@ -70,22 +72,22 @@ def _inner(eqn):
     return None
 
 
-def _has_replaceable(jaxpr):
+def _has_replaceable(jaxpr: Any) -> bool:
     inner = ((eqn, _inner(eqn)) for eqn in jaxpr.eqns)
     return any(_has_replaceable(sub.jaxpr) if sub else _replacement(eqn) is not None for eqn, sub in inner)
 
 
-def _evaluate(jaxpr, consts, *args):
+def _evaluate(jaxpr: Any, consts: Any, *args: Any) -> list:
     """Run a program on arrays or tracers, with the slow primitives exchanged."""
     env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
 
-    def read(v):
+    def read(v: Any) -> Any:
         return v.val if isinstance(v, core.Literal) else env[v]
 
     for eqn in jaxpr.eqns:
         sub, operands = _inner(eqn), eqn.invars
         if sub and _has_replaceable(sub.jaxpr):
-            run = functools.partial(_evaluate, sub.jaxpr, sub.consts)
+            run: Any = functools.partial(_evaluate, sub.jaxpr, sub.consts)
             if eqn.primitive is primitives.remat_p:
                 run = jax.checkpoint(run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
         elif sub or not (run := _replacement(eqn)):  # a program of its own, so that JAX itself runs it
@@ -98,10 +100,10 @@ def _evaluate(jaxpr, consts, *args):
     return [read(v) for v in jaxpr.outvars]
 
 
-def _replacement(eqn):
+def _replacement(eqn: Any) -> Callable | None:
     """The fast function for an equation, or None if it has to stay."""
     p, avals = eqn.params, [v.aval for v in eqn.invars]
-    if not all(jnp.issubdtype(getattr(a, "dtype", None), jnp.floating) for a in avals):
+    if not all(jnp.issubdtype(getattr(a, "dtype", bool), jnp.floating) for a in avals):
         return None
     if eqn.primitive is primitives.conv_general_dilated_p:
         plain = p["feature_group_count"] == p["batch_group_count"] == 1 and set(p["lhs_dilation"]) <= {1}
@@ -114,7 +116,7 @@ def _replacement(eqn):
     return None
 
 
-def _any_layout(p, x, w):
+def _any_layout(p: dict, x: Array, w: Array) -> list[Array]:
     """A convolution in any order of dimensions, by the channels-last one."""
     lhs, rhs, out = p["dimension_numbers"]
     conv = _channels_last(p["window_strides"], p["padding"], p["rhs_dilation"], p["precision"])
@@ -123,14 +125,14 @@ def _any_layout(p, x, w):
     return [y.transpose([order.index(i) for i in range(y.ndim)])]
 
 
-def _channels_last(strides, padding, dilation, precision):
+def _channels_last(strides: Any, padding: Any, dilation: Any, precision: Any) -> Callable:
     """``conv(x, w)`` for x (n, *spatial, c), w (*window, c, o) and the result (n, *spatial', o)."""
     dims, spatial, end = range(len(strides)), range(1, len(strides) + 1), len(strides) + 1
     layout = lax.ConvDimensionNumbers((0, end, *spatial), (end, end - 1, *dims), (0, end, *spatial))
 
     raw = functools.partial(lax.conv_general_dilated, dimension_numbers=layout, precision=precision)
 
-    def patches(x, window, outputs):
+    def patches(x: Array, window: Any, outputs: Any) -> Array:
         """(n, *spatial, c) to (n, *spatial', prod(window) * c), by one concatenation per dimension."""
         x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pad, 0) for pad in padding), (0, 0, 0)])
         for i in reversed(dims):
@@ -139,11 +141,11 @@ def _channels_last(strides, padding, dilation, precision):
         return x
 
     @sequential_vmap
-    def forward(x, w):
+    def forward(x: Array, w: Array) -> Array:
         return raw(x, w, strides, padding, rhs_dilation=dilation)
 
     @sequential_vmap
-    def input_gradient(x, w, dy):
+    def input_gradient(x: Array, w: Array, dy: Array) -> Array:
         window, size, outputs = w.shape[:-2], x.shape[1:-1], dy.shape[1:-1]
         if set(strides) == {1} and 2 * math.prod(size) <= 3 * math.prod(outputs):
             low = [(window[i] - 1) * dilation[i] - padding[i][0] for i in dims]
@@ -153,7 +155,7 @@ def _channels_last(strides, padding, dilation, precision):
         return jax.linear_transpose(lambda x: patches(x, window, outputs), x)(spread)[0]
 
     @sequential_vmap
-    def kernel_gradient(x, w, dy):
+    def kernel_gradient(x: Array, w: Array, dy: Array) -> Array:
         window, size, outputs = w.shape[:-2], x.shape[1:-1], dy.shape[1:-1]
         if math.prod(w.shape[:-1]) <= _MAX_PATCH:
             flat = patches(x, window, outputs).reshape(-1, math.prod(w.shape[:-1]))
@@ -163,7 +165,10 @@ def _channels_last(strides, padding, dilation, precision):
         dw = raw(jnp.swapaxes(x, 0, -1), jnp.moveaxis(dy, 0, -2), dilation, pads, rhs_dilation=strides)
         return jnp.moveaxis(dw, 0, -2)
 
-    def backward(saved, dy):  # XLA drops the input's gradient where nobody needs it
+    def backward(
+        saved: tuple[Array, Array], dy: Array
+    ) -> tuple[Array, Array]:
+        # XLA drops the input's gradient where nobody needs it.
         return input_gradient(*saved, dy), kernel_gradient(*saved, dy)
 
     conv = jax.custom_vjp(forward)
@@ -171,13 +176,13 @@ def _channels_last(strides, padding, dilation, precision):
     return conv
 
 
-def _max_pool(p, x):
+def _max_pool(p: dict, x: Array) -> list[Array]:
     """Max-pool whose gradient places dy by the saved index of each window's first maximum."""
     strides, shape = p["window_strides"], x.shape
     starts = list(itertools.product(*map(range, p["window_dimensions"])))
     forward = functools.partial(primitives.reduce_window_max_p.bind, **p)
 
-    def forward_and_winner(x):
+    def forward_and_winner(x: Array) -> tuple[Array, Array]:
         y = forward(x)
         padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), [(*pad, 0) for pad in p["padding"]])
         winner = jnp.zeros(y.shape, jnp.int8)
@@ -186,8 +191,9 @@ def _max_pool(p, x):
             winner = jnp.where(lax.slice(padded, start, stop, strides) == y, jnp.int8(q), winner)
         return y, winner
 
-    def backward(winner, dy):
-        zero, dx = jnp.zeros((), dy.dtype), 0.0
+    def backward(winner: Array, dy: Array) -> tuple[Array]:
+        zero = jnp.zeros((), dy.dtype)
+        dx = jnp.zeros(shape, dy.dtype)
         for q, start in enumerate(starts):  # undo the slice, the strides and the padding in one lax.pad
             sizes = zip(start, p["padding"], shape, dy.shape, strides, strict=True)
             edges = [(a - lo, n - (a - lo) - (m - 1) * s - 1, s - 1) for a, (lo, _), n, m, s in sizes]

@@ -215,7 +215,7 @@ class StochasticGradientKernel(MCMCKernel):
         if z is None:
             layout = self._layout(args, kwargs)
             z = potential.initial_values(self._model, layout, key_start, self._init_strategy, args, kwargs)
-        z = jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float), z)
+        z = jax.tree.map(_as_float, z)
         step = jnp.int32(0)
         target = self._target(args, kwargs)
         stream = {name: (jnp.int32(0), jnp.int32(0)) for name in target.plates}
@@ -313,6 +313,12 @@ class StochasticGradientKernel(MCMCKernel):
             f"{int(state.step)} steps of size {float(state.step_size):.2e}. lp={float(state.lp_minibatch):.4g}. "
             f"T_conf={float(state.configurational_temperature):.3g}"
         )
+
+
+def _as_float(x: Any) -> Array:
+    """An array of strong type, as every later step gives it."""
+    dtype = jnp.result_type(x)
+    return jnp.asarray(x, dtype if jnp.issubdtype(dtype, jnp.inexact) else float)
 
 
 def _as_strategy(init_strategy: Callable) -> Callable:

@@ -21,6 +21,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from bnn_ppl.numpyro.noise import hash_bits, mix
 
@@ -30,7 +31,9 @@ _RANKED_UP_TO = 32
 _ROUNDS = 10
 
 
-def indices(words, epoch, offset, step, *, size, batch_size, subsampling):
+def indices(
+    words: Array, epoch: Array, offset: Array, step: Array, *, size: int, batch_size: int, subsampling: str
+) -> Array:
     """Indices of one batch.
 
     Parameters
@@ -64,14 +67,14 @@ def indices(words, epoch, offset, step, *, size, batch_size, subsampling):
     return _permutation(a, b, jnp.where(beyond, position - size, position), size).astype(jnp.int32)
 
 
-def advance(epoch, offset, *, size, batch_size):
+def advance(epoch: Array, offset: Array, *, size: int, batch_size: int) -> tuple[Array, Array]:
     """Epoch and offset, int32 scalars, of the batch after the one at ``epoch`` and ``offset``."""
     left = size - batch_size  # offset + batch_size can exceed an int32
     wraps = offset >= left
     return epoch + wraps.astype(epoch.dtype), jnp.where(wraps, offset - left, offset + batch_size)
 
 
-def _permutation(a, b, x, size):
+def _permutation(a: Array, b: Array, x: Array, size: int) -> Array:
     """Values at the points x (uint32, shape (B,)) of the permutation of [0, size) with key words a and b."""
     a, b = jnp.broadcast_to(a, x.shape), jnp.broadcast_to(b, x.shape)
     if size <= _RANKED_UP_TO:
@@ -85,10 +88,9 @@ def _permutation(a, b, x, size):
     )
 
 
-def _feistel(a, b, x, size):
-    rows = math.isqrt(size - 1) + 1
-    columns = -(-size // rows)
-    rows, columns = np.uint32(rows), np.uint32(columns)
+def _feistel(a: Array, b: Array, x: Array, size: int) -> Array:
+    side = math.isqrt(size - 1) + 1
+    rows, columns = np.uint32(side), np.uint32(-(-size // side))
     row, column = x // columns, x % columns
     for i in range(_ROUNDS):  # row and column are below 2^16, so the rounds hash different positions
         this_round = np.uint32(i << 16)
@@ -99,13 +101,13 @@ def _feistel(a, b, x, size):
     return row * columns + column
 
 
-def _uniform(high, low, size):
+def _uniform(high: Array, low: Array, size: int) -> Array:
     """Integer part of size * (high 2^32 + low) / 2^64, without 64-bit integers; biased by size / 2^64."""
     product = high * np.uint32(size)
     return _high_word(high, size) + (product + _high_word(low, size) < product)
 
 
-def _high_word(x, n):
+def _high_word(x: Array, n: int) -> Array:
     """Integer part of x n / 2^32 for x uint32 and a static n < 2^32, by 16-bit halves."""
     n_high, n_low = np.uint32(n >> 16), np.uint32(n & 0xFFFF)
     high, low = x >> 16, x & 0xFFFF

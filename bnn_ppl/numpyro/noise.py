@@ -21,9 +21,12 @@ References
 - P. Kloeden, E. Platen, *Numerical Solution of Stochastic Differential Equations*, 1992.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 _GOLDEN = np.uint32(0x9E3779B9)
 # log(1 + m) / m for m in [sqrt(1/2) - 1, sqrt(2) - 1], error of the logarithm 2e-7
@@ -33,7 +36,7 @@ _NUMERATOR = (1.57270089, 3.27984937, -3.50875363, -2.98260821)
 _DENOMINATOR = (0.000299794648, 1.56213221, 3.50146006, 1.0)
 
 
-def seed_words(key):
+def seed_words(key: Array) -> Array:
     """Two 32-bit words that stand for a key.
 
     Parameters
@@ -48,7 +51,7 @@ def seed_words(key):
     return jax.random.bits(key, (2,), "uint32")
 
 
-def normal(words, counter, size, dtype, kind="normal", offset=0):
+def normal(words: Array, counter: Array, size: int, dtype: Any, kind: str = "normal", offset: Array | int = 0) -> Array:
     """Independent draws of mean 0 and variance 1.
 
     Parameters
@@ -91,26 +94,26 @@ def normal(words, counter, size, dtype, kind="normal", offset=0):
     return np.sqrt(2) * jax.lax.erf_inv(high * 2.0**-31 + (low + 0.5) * 2.0**-51)
 
 
-def mix(words, counter):
+def mix(words: Array, counter: Array) -> tuple[Array, Array]:
     """Key words (a, b), uint32, of the stream ``counter`` of the seed ``words``."""
     a = _hash(words[0] ^ _hash(counter.astype(jnp.uint32) + _GOLDEN))
     b = _hash(words[1] + _hash(a ^ _GOLDEN))
     return _hash(a + b), b
 
 
-def hash_bits(a, b, position):
+def hash_bits(a: Array, b: Array, position: Array) -> Array:
     """Random bits, uint32, at ``position`` (uint32) of the stream with the key words ``a`` and ``b``."""
     start = position * _GOLDEN + a
     return start + _hash(start, b)
 
 
-def _hash(x, key=0):
+def _hash(x: Array, key: Array | int = 0) -> Array:
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = ((x ^ (x >> 15)) + key) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
 
 
-def _to_normal(bits):
+def _to_normal(bits: Array) -> Array:
     # Instead of erf_inv, which costs over twice as much on a CPU: log1p is slow, and both branches run.
     signed = jax.lax.bitcast_convert_type(bits, jnp.int32)
     tail = ((signed & 0x7FFFFFFF).astype(jnp.float32) + np.float32(0.5)) * np.float32(2**-32)
@@ -123,8 +126,8 @@ def _to_normal(bits):
     return jnp.where(signed < 0, -z, z)
 
 
-def _polynomial(coefficients, x):
-    value = np.float32(coefficients[0])
+def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
+    value: Any = np.float32(coefficients[0])
     for c in coefficients[1:]:
         value = value * x + np.float32(c)
     return value

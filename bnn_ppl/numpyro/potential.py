@@ -132,8 +132,10 @@ def _plates_of(model_trace: Mapping[str, dict]) -> dict[str, Plate]:
     return plates
 
 
-def _check_latents(model_trace: Mapping[str, dict], plates: Mapping[str, Plate], modules: set[str]) -> None:
+def _check_latents(model_trace: Mapping[str, dict], plates: Mapping[str, Plate], *, complete: bool = True) -> None:
+    """Refuse latent sites that cannot be; a model that failed leaves an incomplete trace, from which it is told why."""
     latents = [s for s in model_trace.values() if s["type"] == "sample" and not s["is_observed"]]
+    modules = {name.removesuffix("$params") for name in model_trace if name.endswith("$params")}
     for site in latents:
         name = site["name"]
         if site["fn"].support.is_discrete:
@@ -142,14 +144,15 @@ def _check_latents(model_trace: Mapping[str, dict], plates: Mapping[str, Plate],
                 "model, or observe it"
             )
         around = [plates[frame.name] for frame in site["cond_indep_stack"]]
-        data = [p for p in around if p.subsampled or (p.observes and name.partition("/")[0] in modules)]
+        in_module = name.partition("/")[0] in modules
+        data = [p for p in around if p.subsampled or ((p.observes or not complete) and in_module)]
         if data:
             raise ValueError(
                 f"latent site {name!r} lies inside the data plate {data[0].name!r} and would get one copy per row "
                 "of it: sample it before the plate. A network (random_flax_module, random_nnx_module, "
                 "random_eqx_module) must be made outside the data plate and called inside"
             )
-    if not latents:
+    if complete and not latents:
         raise ValueError("the model has no latent sites to sample: every sample statement is observed")
 
 
@@ -188,7 +191,13 @@ def _look(
     key = jax.random.key(0)
     keys = _FindRandomKeys(seed(substitute(model, data=held), key))
     started = substitute(keys, substitute_fn=init_to_prior_center())
-    model_trace = trace(_SetPlates(started, first_rows)).get_trace(*args, **kwargs)
+    recorder = trace(_SetPlates(started, first_rows))
+    try:
+        model_trace = recorder.get_trace(*args, **kwargs)
+    except Exception:
+        # A network inside the data plate has weights of shapes with which the model may fail.
+        _check_latents(recorder.trace, _plates_of(recorder.trace), complete=False)
+        raise
     return model_trace, keys.found
 
 
@@ -238,8 +247,7 @@ def inspect(
             "potential: switch that off, or make the noise a sample site"
         )
     plates = _plates_of(model_trace)
-    modules = {n.removesuffix("$params") for n in held if n.endswith("$params")}
-    _check_latents(model_trace, plates, modules)
+    _check_latents(model_trace, plates)
     latents = {n: s for n, s in model_trace.items() if s["type"] == "sample" and not s["is_observed"]}
     return Layout(
         plates=plates,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from jax import lax, random
+from numpyro.distributions.distribution import validation_enabled
 from numpyro.handlers import seed as seed_handler
 from numpyro.handlers import substitute, trace
 from numpyro.infer import MCMC
@@ -92,7 +93,7 @@ def read(mcmc: Any) -> Results:
     """
     if not isinstance(mcmc, MCMC):
         raise TypeError(f"mcmc must be a numpyro.infer.MCMC, got {type(mcmc).__name__}")
-    if mcmc._states is None:
+    if mcmc._states is None or _only_warmed_up(mcmc):
         raise ValueError("mcmc has no draws yet: call mcmc.run first")
     kernel = mcmc.sampler
     ours = isinstance(kernel, StochasticGradientKernel)
@@ -126,6 +127,13 @@ def read(mcmc: Any) -> Results:
     )
 
 
+def _only_warmed_up(mcmc: MCMC) -> bool:
+    """Whether only ``MCMC.warmup`` was called, after which the host has zeros in the place of draws."""
+    if mcmc._warmup_state is None or mcmc._warmup_state is not mcmc._last_state:
+        return False
+    return not any(jnp.any(leaf) for leaf in jax.tree.leaves(mcmc._states[mcmc.sampler.sample_field]))
+
+
 def _by_name(samples: Any) -> dict[str, Any]:
     """Draws by site; those of a potential_fn as ArviZ names them."""
     if hasattr(samples, "_asdict"):
@@ -149,7 +157,9 @@ def _sites(model: Callable, values: dict, plates: Mapping[str, Plate], args: tup
     """Trace of the model on the first rows of its plates."""
     rows = {p.name: jnp.arange(p.batch_size) for p in plates.values() if p.subsampled}
     seeded = seed_handler(substitute(model, data=values), random.key(0))
-    return trace(potential._SetPlates(seeded, lambda name, size, b: rows.get(name))).get_trace(*args, **kwargs)
+    model = potential._SetPlates(seeded, lambda name, size, b: rows.get(name))
+    with validation_enabled(False):  # as the host samples: a draw may lie at the edge of a support
+        return trace(model).get_trace(*args, **kwargs)
 
 
 def _describe(site: dict, samples: Mapping[str, Any]) -> Site | None:

@@ -250,7 +250,8 @@ class StochasticGradientKernel(MCMCKernel):
 
     def diagnostics(self) -> dict[str, Any]:
         """Draws that diverged, the statistics of all draws by name, and the chain's last state."""
-        records = {name: torch.tensor(values) for name, values in self._records.items()}
+        dtypes = {name: torch.bool if name == "diverging" else torch.float64 for name in self._records}
+        records = {name: torch.tensor(values, dtype=dtypes[name]) for name, values in self._records.items()}
         return {"divergences": self._divergences, **records, "last_state": self._state()}
 
     def _state(self) -> dict[str, Any]:

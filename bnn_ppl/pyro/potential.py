@@ -121,10 +121,10 @@ class Layout:
 class _Start(Messenger):
     """Start values for the latent sites by an init strategy, and rows for the plates."""
 
-    def __init__(self, init_strategy: Callable, cut: Mapping[str, int], held: Mapping[str, Any]):
+    def __init__(self, init_strategy: Callable, rows: Mapping[str, int], held: Mapping[str, Any]):
         super().__init__()
         self.init_strategy = init_strategy
-        self.cut = cut
+        self.rows = rows
         self.held = held
 
     def _pyro_param(self, msg: dict) -> None:
@@ -139,7 +139,9 @@ class _Start(Messenger):
                     f"plate {name!r} brings its own subsample= of {len(msg['value'])} rows, so the kernel cannot "
                     "draw minibatches: write subsample_size= instead, and index the full data inside the plate"
                 )
-            rows = self.cut.get(name, fn.subsample_size or fn.size)
+            if fn.subsample_size is not None and fn.subsample_size > fn.size:
+                raise ValueError(f"plate {name!r} has subsample_size={fn.subsample_size}, more than its {fn.size} rows")
+            rows = self.rows.get(name, fn.subsample_size or fn.size)
             msg["value"] = torch.arange(rows, device=fn.device)
         elif not msg["is_observed"] and msg["value"] is None:
             if _is_discrete(fn):
@@ -147,6 +149,13 @@ class _Start(Messenger):
                     f"site {name!r} is discrete, and stochastic gradients need continuous sites: sum it out of "
                     "the model, or observe it"
                 )
+            try:
+                biject_to(fn.support)
+            except NotImplementedError as error:
+                raise ValueError(
+                    f"site {name!r} of {type(fn).__name__} has no bijection to unconstrained space ({error}): use "
+                    "a distribution whose support torch.distributions.biject_to knows, or transform another one"
+                ) from error
             value = self.init_strategy(msg)
             if value is not None:
                 # A gradient through the start values shows which supports depend on other sites.
@@ -213,11 +222,12 @@ def _latents(sites: Mapping[str, dict]) -> dict[str, dict]:
     }
 
 
-def _check_latents(sites: Mapping[str, dict], plates: Mapping[str, Plate]) -> None:
+def _check_latents(sites: Mapping[str, dict], plates: Mapping[str, Plate], *, complete: bool = True) -> None:
+    """Refuse latent sites that cannot be; a model that failed leaves an incomplete trace, from which it is told why."""
     latents = _latents(sites)
     for name, site in latents.items():
         around = [plates[frame.name] for frame in _frames(site)]
-        data = [p for p in around if p.subsampled or (p.observes and "." in name)]
+        data = [p for p in around if p.subsampled or ((p.observes or not complete) and "." in name)]
         if data:
             raise ValueError(
                 f"latent site {name!r} lies inside the data plate {data[0].name!r} and would get one copy per row "
@@ -229,7 +239,7 @@ def _check_latents(sites: Mapping[str, dict], plates: Mapping[str, Plate]) -> No
                 f"the support of site {name!r} depends on another latent site, and Pyro's MCMC fixes the "
                 "transforms at set-up: rescale a site of fixed support instead"
             )
-    if not latents:
+    if complete and not latents:
         raise ValueError("the model has no latent sites to sample: every sample statement is observed")
 
 
@@ -254,13 +264,20 @@ def _look(
     model: Callable,
     init_strategy: Callable,
     held: Mapping[str, Any],
-    cut: Mapping[str, int],
+    rows: Mapping[str, int],
     args: tuple,
     kwargs: dict,
 ) -> dict[str, dict]:
-    start = _Start(init_strategy, cut, held)
-    with _any_number_of_rows() if cut else nullcontext(), start, torch.enable_grad():
-        return dict(poutine.trace(model).get_trace(*args, **kwargs).nodes)
+    start = _Start(init_strategy, rows, held)
+    recorder = poutine.trace(model)
+    with _any_number_of_rows() if rows else nullcontext(), start, torch.enable_grad():
+        try:
+            return dict(recorder.get_trace(*args, **kwargs).nodes)
+        except Exception:
+            # A network called inside the data plate has weights of shapes with which the model may fail.
+            sites = dict(recorder.msngr.trace.nodes)
+            _check_latents(sites, _plates_of(sites), complete=False)
+            raise
 
 
 def inspect(
@@ -291,15 +308,13 @@ def inspect(
         For a model that cannot be sampled; the message names the site or plate and the remedy.
     """
     sites = _look(model, init_strategy, {}, {}, args, kwargs)
-    for name, site in sites.items():
-        fn = site.get("fn")
-        if isinstance(fn, _Subsample) and fn.subsample_size is not None and fn.subsample_size > fn.size:
-            raise ValueError(f"plate {name!r} has subsample_size={fn.subsample_size}, more than its {fn.size} rows")
     held = {n: s["value"].detach() for n, s in sites.items() if s["type"] == "param"}
-    cut = resolve_batch_size(_plates_of(sites), batch_size)
+    plates = _plates_of(sites)
+    cut = resolve_batch_size(plates, batch_size)
     if cut:
+        rows = {name: plate.batch_size for name, plate in plates.items()} | cut
         try:
-            sites = _look(model, init_strategy, held, cut, args, kwargs)
+            sites = _look(model, init_strategy, held, rows, args, kwargs)
         except (ValueError, RuntimeError, IndexError) as error:
             name = next(iter(cut))
             raise ValueError(f"the model fails on a minibatch of plate {name!r}{_pass_through(name, cut)}") from error

@@ -45,11 +45,7 @@ def slow_forms(fn, *args):
             end = len(last) + 1
             lhs, rhs, out = p["dimension_numbers"]
             plain = lhs == out == (0, end, *last) and rhs == (end, end - 1, *range(end - 1))
-            if (
-                not plain
-                or set(p["lhs_dilation"]) != {1}
-                or p["feature_group_count"] * p["batch_group_count"] > 1
-            ):
+            if not plain or set(p["lhs_dilation"]) != {1} or p["feature_group_count"] * p["batch_group_count"] > 1:
                 slow.append(name)
         elif name.startswith("select_and"):
             slow.append(name)
@@ -75,9 +71,7 @@ def assert_same(fn, *args, fast=True, rtol=1e-10):
 
 def conv_loss(strides, padding, dilation=None, layout=NHWC, **kwargs):
     def loss(w, x):
-        y = lax.conv_general_dilated(
-            x, w, strides, padding, rhs_dilation=dilation, dimension_numbers=layout, **kwargs
-        )
+        y = lax.conv_general_dilated(x, w, strides, padding, rhs_dilation=dilation, dimension_numbers=layout, **kwargs)
         return jnp.sum(jnp.sin(y) * jnp.arange(1, y.size + 1).reshape(y.shape) / y.size)
 
     return loss
@@ -90,9 +84,7 @@ PADDINGS = ["SAME", "VALID", [(2, 1), (0, 3)], [(-1, 2), (1, -1)]]
 @pytest.mark.parametrize(("strides", "dilation"), [((1, 1), (1, 1)), ((1, 1), (2, 1)), ((2, 3), (1, 2))])
 @pytest.mark.parametrize("channels", [1, 8])  # patches below and above the limit
 def test_convolution_2d(strides, dilation, padding, channels):
-    assert_same(
-        conv_loss(strides, padding, dilation), draw(3, 2, channels, 4), draw(2, 9, 10, channels, seed=1)
-    )
+    assert_same(conv_loss(strides, padding, dilation), draw(3, 2, channels, 4), draw(2, 9, 10, channels, seed=1))
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
@@ -253,9 +245,7 @@ def test_chains_and_loops():
 
 def test_pmap():
     potential, params, rows = lenet("linen")
-    found = jax.pmap(jax.grad(fast_convolutions(potential)))(
-        jax.tree.map(lambda a: a[None], params), rows[None]
-    )
+    found = jax.pmap(jax.grad(fast_convolutions(potential)))(jax.tree.map(lambda a: a[None], params), rows[None])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(b[0], a, rtol=1e-10, atol=1e-12),
         jax.grad(potential)(params, rows),

@@ -78,7 +78,7 @@ class Looked:
 
 
 def refuses(words, model, *args, batch_size=None, **kwargs):
-    with pytest.raises(ValueError) as caught:  # noqa: PT012
+    with pytest.raises(ValueError) as caught:
         Looked(model, *args, batch_size=batch_size, **kwargs)
     for word in words:
         assert word in str(caught.value)
@@ -411,8 +411,7 @@ def test_a_network_inside_the_data_plate_is_refused(name, subsample_size):
 
     def model(x, y):
         with numpyro.plate("data", len(x), subsample_size=subsample_size) as idx:
-            numpyro.sample("y", dist.Normal(jnp.zeros(len(idx)), 0.5), obs=y[idx])
-            make()
+            numpyro.sample("y", dist.Normal(make()(x[idx]), 0.5), obs=y[idx])
 
     refuses(["'nn/", "'data'", "outside the data plate"], model, X, Y)
 
@@ -601,7 +600,7 @@ def test_starts_are_finite_and_in_the_support(name):
 
 def test_starts_are_near_the_priors_centre():
     assert abs(started(dist.Normal(2.0, 0.01), 0) - 2.0) < 0.05
-    assert abs(np.log(started(dist.Gamma(200.0, 100.0), 0)) - np.log(2.0)) < 0.5
+    assert 1.2 < started(dist.Gamma(200.0, 100.0), 0) < 3.3
     assert abs(started(dist.Cauchy(40.0, 0.1), 0) - 40.0) < 4.0
 
 

@@ -1,0 +1,80 @@
+"""A Bayesian neural network on handwritten digits with Pyro: minibatch SGHMC, several chains, ArviZ."""
+
+import argparse
+from pathlib import Path
+
+import arviz as az
+import matplotlib.pyplot as plt
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+import xarray as xr
+from pyro.infer import MCMC
+from sklearn.datasets import load_digits
+from sklearn.metrics import accuracy_score, log_loss
+from sklearn.model_selection import train_test_split
+
+import bnn_ppl
+from bnn_ppl.pyro import SGHMC
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--temperature", type=float, default=1.0, help="1 is the posterior, less is colder")
+parser.add_argument("--smoke", action="store_true", help="a few steps only, to see that it runs")
+parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the plots and the draws")
+options = parser.parse_args()
+num_warmup, num_samples = (5, 10) if options.smoke else (200, 300)
+
+
+def network(w, x):
+    hidden = torch.tanh(x @ w["w0"] + w["b0"])
+    return hidden @ w["w1"] + w["b1"]
+
+
+def model(x, y=None):
+    w = {
+        "w0": pyro.sample("w0", dist.Normal(0.0, 0.3).expand([64, 50]).to_event(2)),
+        "b0": pyro.sample("b0", dist.Normal(0.0, 1.0).expand([50]).to_event(1)),
+        "w1": pyro.sample("w1", dist.Normal(0.0, 0.5).expand([50, 10]).to_event(2)),
+        "b1": pyro.sample("b1", dist.Normal(0.0, 1.0).expand([10]).to_event(1)),
+    }
+    with pyro.plate("images", len(x), subsample_size=128):
+        x = pyro.subsample(x, event_dim=1)
+        y = None if y is None else pyro.subsample(y, event_dim=0)
+        pyro.sample("y", dist.Categorical(logits=network(w, x)), obs=y)
+
+
+x, y = load_digits(return_X_y=True)
+x, x_test, y, y_test = train_test_split(x / 8 - 1, y, test_size=0.2, random_state=0)
+
+x, x_test, y = torch.tensor(x).float(), torch.tensor(x_test).float(), torch.tensor(y)
+
+pyro.set_rng_seed(0)
+kernel = SGHMC(
+    model, step_size=0.01, friction=5.0, temperature=options.temperature, steps_per_draw=24, jit_compile=True
+)
+mcmc = MCMC(kernel, num_samples=num_samples, warmup_steps=num_warmup, num_chains=2)
+mcmc.run(x, y)
+
+tree = bnn_ppl.to_arviz(mcmc)
+draws = mcmc.get_samples(group_by_chain=True)
+probabilities = torch.vmap(torch.vmap(lambda w: network(w, x_test).softmax(-1)))(draws).numpy()
+predictive = probabilities.astype(float).mean((0, 1))
+print(f"\ntest accuracy {accuracy_score(y_test, predictive.argmax(1)):.4f}")
+print(f"test NLL      {log_loss(y_test, predictive / predictive.sum(1, keepdims=True)):.4f}")
+print(f"divergences   {int(tree['sample_stats']['diverging'].sum())}")
+
+# The weights of a network are not identified, its predictions are: check convergence on those.
+uncertain = np.argsort(predictive.max(1))[:4]
+right = probabilities[:, :, uncertain, y_test[uncertain]]
+functions = xr.Dataset({"p_right": (("chain", "draw", "test_image"), right)}, {"test_image": uncertain})
+print(az.summary(functions))
+
+options.out.mkdir(exist_ok=True)
+az.plot_trace(functions, compact=False, combined=False)
+plt.tight_layout()
+plt.savefig(options.out / "pyro_trace.png")
+az.plot_rank(functions)
+plt.savefig(options.out / "pyro_rank.png")
+tree.to_netcdf(options.out / "pyro.nc")
+print(f"wrote the plots and the draws to {options.out}/")

@@ -1,0 +1,399 @@
+"""Pyro's MCMC with our kernels against the exact laws of the discrete chains; mirrors tests/numpyro/test_laws.py."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import MCMC
+
+from bnn_ppl.models import densities
+from bnn_ppl.models.conjugate import linear_regression_posterior
+from bnn_ppl.pyro import SGHMC, SGLD, norm_adjusting_sghmc
+from tests import cases, laws
+
+ZERO, ONE = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On busy cores the threads of small operations wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_kernel(scheme, model=None, **arguments):
+    return SGLD(model, **arguments) if scheme == "sgld" else SGHMC(model, integrator=scheme, **arguments)
+
+
+def run(kernel, *args, draws, warmup=0, start=None, seed=0, chains=1):
+    """Run the host's MCMC: positions and momenta by site, shape (draws, units), and statistics, shape (draws,).
+
+    With several chains, which run one after another, all have an axis of chains in front.
+    """
+    pyro.set_rng_seed(seed)
+    momenta = []
+
+    def keep_momentum(kernel, params, stage, i):
+        if stage.startswith("Sample") and isinstance(kernel, SGHMC):
+            momenta.append(kernel.state_dict()["chains"][0]["extra"]["momentum"].numpy())
+
+    mcmc = MCMC(
+        kernel,
+        num_samples=draws,
+        warmup_steps=warmup,
+        initial_params=start,
+        num_chains=chains,
+        hook_fn=keep_momentum,
+        disable_progbar=True,
+    )
+    mcmc.run(*args)
+    theta = {name: value.numpy() for name, value in mcmc.get_samples(group_by_chain=chains > 1).items()}
+    statistics = {name: value.numpy() for name, value in mcmc._diagnostics[0].items() if torch.is_tensor(value)}
+    if not momenta:
+        return theta, None, statistics
+    sizes = [theta[name][(0,) * (1 + (chains > 1))].size for name in sorted(theta)]
+    parts = np.split(np.stack(momenta), np.cumsum(sizes)[:-1], axis=1)
+    return theta, {n: part.reshape(theta[n].shape) for n, part in zip(sorted(theta), parts, strict=True)}, statistics
+
+
+def gaussian(deviations):
+    def model():
+        for site in cases.MASS:
+            pyro.sample(site, dist.Normal(ZERO, torch.tensor(deviations)).to_event(1))
+
+    return model
+
+
+@pytest.mark.parametrize("temperature", cases.TEMPERATURES)
+@pytest.mark.parametrize("scheme", laws.SCHEMES)
+def test_stationary_moments(scheme, temperature):
+    arguments = cases.STATIONARY[scheme] | {"temperature": temperature}
+    kernel = make_kernel(scheme, gaussian(cases.deviations()), steps_per_draw=10, **arguments)
+    theta, r, statistics = run(kernel, draws=cases.STATIONARY_DRAWS, warmup=40)
+    scores = cases.stationary_scores(
+        theta, r, lambda k, site: laws.stationary(cases.law(scheme, k, arguments, site))
+    )
+    cases.assert_scores(scores | cases.temperature_scores(statistics, scheme, arguments))
+    cases.assert_statistics(statistics, theta, r, arguments)
+
+
+@pytest.mark.parametrize(("case", "scheme"), cases.TRANSITIONS)
+@pytest.mark.filterwarnings("ignore:resample_scale=0.6 differs")
+def test_transition_law(case, scheme):
+    deviations = {site: k**-0.5 * ONE for site, k in cases.TRANSITION_CURVATURE.items()}
+
+    def model():
+        for site, deviation in deviations.items():
+            pyro.sample(site, dist.Normal(ZERO, deviation).expand([cases.TRANSITION_UNITS]).to_event(1))
+
+    kernel = make_kernel(
+        scheme, model, steps_per_draw=cases.STEPS_PER_DRAW, **cases.transition_arguments(case, scheme)
+    )
+    start = {site: torch.full((cases.TRANSITION_UNITS,), cases.START, dtype=torch.float64) for site in deviations}
+    theta, r, _ = run(kernel, draws=cases.DRAWS, start=start)
+    cases.assert_scores(cases.transition_scores(case, scheme, theta, r))
+
+
+def offset_model(y, subsample_size=None):
+    theta = {n: pyro.sample(n, dist.Normal(ZERO, ONE).expand([v.shape[1]]).to_event(1)) for n, v in y.items()}
+    with pyro.plate("data", cases.ROWS, subsample_size=subsample_size) as rows:
+        for n, v in y.items():
+            pyro.sample(f"y_{n}", dist.Normal(theta[n], cases.ROWS**0.5).to_event(1), obs=v[rows])
+
+
+def offset_data(variance):
+    return {n: torch.tensor(v) for n, v in cases.offset_data(variance).items()}
+
+
+@pytest.mark.parametrize(("scheme", "subsampling"), cases.GRADIENT_NOISES)
+def test_gradient_noise(scheme, subsampling):
+    arguments = cases.GRADIENT_NOISE[scheme]
+    kernel = make_kernel(
+        scheme, offset_model, subsampling=subsampling, steps_per_draw=cases.BATCHES, **arguments
+    )
+    theta, r, _ = run(kernel, offset_data(cases.V), cases.BATCH, draws=cases.NOISE_DRAWS, warmup=10)
+    cases.assert_scores(cases.gradient_noise_scores(theta, r, scheme, arguments, cases.V, subsampling))
+
+
+@pytest.mark.parametrize("scheme", laws.SCHEMES)
+def test_compensated_gradient_noise(scheme):
+    """With batch_size= on the full-data model, and V a number (SGLD, equal sites) or a dict."""
+    variance, subsampling = cases.COLD_V[scheme], "with_replacement"
+    arguments = cases.GRADIENT_NOISE[scheme] | {"temperature": 0.1}
+    kernel = make_kernel(
+        scheme,
+        offset_model,
+        subsampling=subsampling,
+        batch_size=cases.BATCH,
+        steps_per_draw=cases.BATCHES,
+        gradient_noise_variance=variance["a"] if scheme == "sgld" else variance,
+        **arguments,
+    )
+    theta, r, _ = run(kernel, offset_data(variance), draws=cases.NOISE_DRAWS, warmup=10)
+    cases.assert_scores(cases.gradient_noise_scores(theta, r, scheme, arguments, variance, subsampling, True))
+
+
+@pytest.mark.parametrize(("integrator", "L"), cases.REFRESHES)
+def test_refresh(integrator, L):
+    deviations = cases.deviations(cases.REFRESH_CURVATURES)
+    kernel = SGHMC(
+        gaussian(deviations), integrator=integrator, resample_every=L, steps_per_draw=20, **cases.REFRESH
+    )
+    theta, r, _ = run(kernel, draws=cases.REFRESH_DRAWS, warmup=40)
+    covariance = cases.refresh_covariance(integrator, L)
+    cases.assert_scores(cases.stationary_scores(theta, r, covariance, cases.REFRESH_CURVATURES))
+
+
+@pytest.mark.parametrize("integrator", laws.UNDERDAMPED)
+def test_refresh_at_another_temperature(integrator):
+    def model():
+        pyro.sample("theta", dist.Normal(ZERO, 0.5**0.5 * ONE).expand([4000]).to_event(1))
+
+    with pytest.warns(UserWarning, match=r"resample_scale=0.0333.* differs from temperature=0.5"):
+        kernel = norm_adjusting_sghmc(model, integrator=integrator, **cases.NORM_ADJUSTING)
+    theta, _, _ = run(kernel, draws=150, warmup=20)
+    value = cases.NORM_ADJUSTING_VALUES[integrator] / 2
+    cases.assert_scores({"second": laws.z_over_units(theta["theta"] ** 2, value)})
+
+
+@pytest.mark.parametrize("integrator", laws.UNDERDAMPED)
+@pytest.mark.filterwarnings("ignore:resample_scale")
+def test_norm_adjusting_forms_agree(integrator):
+    """Form A, boosted potential and noise at mass M and step h, is form B, mass alpha M and step alpha h."""
+    alpha, gamma, beta, mass, friction, temperature, h = 3.0, 0.4, 0.7, 0.5, 1.2, 0.6, 0.05
+
+    def energy(z):
+        return ((z["x"] ** 2 - 1) ** 2).sum()
+
+    form_a = SGHMC(
+        potential_fn=lambda z: alpha * energy(z),
+        step_size=h,
+        friction=gamma * friction,
+        mass=mass,
+        temperature=alpha * temperature,
+        resample_every=4,
+        resample_scale=beta,
+        integrator=integrator,
+    )
+    form_b = norm_adjusting_sghmc(
+        potential_fn=energy,
+        boost=alpha,
+        adjust=gamma,
+        momentum_scale=beta,
+        friction=friction,
+        mass=mass,
+        step_size=alpha * h,
+        temperature=temperature,
+        resample_every=4,
+        integrator=integrator,
+    )
+    start = {"x": torch.linspace(-1.5, 1.5, 9, dtype=torch.float64)}
+    a, b = (run(kernel, draws=30, start=start) for kernel in (form_a, form_b))
+    np.testing.assert_allclose(a[0]["x"], b[0]["x"], rtol=1e-9)
+    np.testing.assert_allclose(a[1]["x"], b[1]["x"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_non_gaussian_targets(temperature):
+    targets = {
+        "quartic": densities.quartic(temperature=temperature),
+        "double_well": densities.double_well(height=1.5, temperature=temperature),
+    }
+    kernel = SGHMC(
+        potential_fn=lambda z: sum(target.energy(z[n]).sum() for n, target in targets.items()),
+        step_size=0.1,
+        friction=1.0,
+        temperature=temperature,
+        steps_per_draw=40,
+    )
+    start = {n: torch.tensor(np.random.default_rng(1).choice([-1.0, 1.0], (3000, 1))) for n in targets}
+    theta, r, statistics = run(kernel, draws=100, warmup=20, start=start)
+    scores = {}
+    for n, target in targets.items():
+        x = theta[n][..., 0]
+        scores |= {n: laws.z_over_units(x, 0.0), (n, 2): laws.z_over_units(x**2, target.variance[0])}
+        scores[n, "r"] = laws.z_over_units(r[n][..., 0] ** 2, temperature)
+    scores["T"] = laws.z_over_units(statistics["configurational_temperature"], temperature)
+    cases.assert_scores(scores)
+
+
+def replicated_regression(x, y, replicas, subsample_size):
+    """Replicas of a regression that share their minibatches."""
+    theta = pyro.sample("theta", dist.Normal(ZERO, ONE).expand([replicas, 2]).to_event(2))
+    with pyro.plate("data", len(y), subsample_size=subsample_size) as rows:
+        mean = x[rows] @ theta[:, :1].T + theta[:, 1]
+        obs = y[rows][:, None].expand(mean.shape)
+        pyro.sample("y", dist.Normal(mean, cases.REGRESSION_NOISE).to_event(1), obs=obs)
+
+
+POSTERIOR, _ = linear_regression_posterior(
+    cases.REGRESSION_X, cases.REGRESSION_Y, noise_scale=cases.REGRESSION_NOISE
+)
+
+
+@pytest.mark.parametrize("scheme", laws.SCHEMES)
+def test_conjugate_regression(scheme):
+    kernel = make_kernel(
+        scheme,
+        replicated_regression,
+        subsampling="without_replacement",
+        steps_per_draw=40,
+        **cases.REGRESSION[scheme],
+    )
+    data = (torch.tensor(cases.REGRESSION_X), torch.tensor(cases.REGRESSION_Y), 400, cases.REGRESSION_BATCH)
+    theta, _, _ = run(kernel, *data, draws=150, warmup=10)
+    cases.assert_scores(cases.regression_scores(theta["theta"], scheme, POSTERIOR, laws.z_over_draws))
+
+
+def test_a_scale_is_tempered_in_its_own_coordinates():
+    """Half-normal to the power 1 / T: half-normal of scale sqrt(T), which needs T times the Jacobian."""
+
+    def model():
+        pyro.sample("scale", dist.HalfNormal(ONE).expand([4000]).to_event(1))
+
+    kernel = SGHMC(model, step_size=0.1, friction=0.5, temperature=0.1, steps_per_draw=30)
+    theta, _, _ = run(kernel, draws=120, warmup=20)
+    scale = theta["scale"]
+    assert scale.min() > 0
+    mean = laws.z_over_units(scale, (0.2 / np.pi) ** 0.5)
+    cases.assert_scores({"mean": mean, "second": laws.z_over_units(scale**2, 0.1)})
+
+
+def network(x, y):
+    b = pyro.sample("b", dist.Normal(ZERO, ONE).expand([4]).to_event(1))
+    v = pyro.sample("v", dist.Normal(ZERO, ONE).expand([4]).to_event(1))
+    w = pyro.sample("w", dist.Normal(ZERO, ONE).expand([3, 4]).to_event(2))
+    with pyro.plate("data", cases.NETWORK_ROWS):
+        pyro.sample("y", dist.Normal(torch.tanh(x @ w + b) @ v, cases.NETWORK_NOISE), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "momentum"), [("sgld", 0.0), ("baoab", 0.8), ("symplectic_euler", 0.8), ("symplectic_euler", 0.0)]
+)
+def test_zero_temperature_is_sgd(scheme, momentum):
+    x, y = (torch.tensor(array) for array in cases.network_data())
+    rate, steps = 0.02, 25
+    if scheme == "sgld":
+        kernel = SGLD(network, step_size=rate / cases.NETWORK_ROWS, temperature=0.0)
+    else:
+        kernel = SGHMC.from_learning_rate(
+            network,
+            learning_rate=rate,
+            momentum=momentum,
+            num_data=cases.NETWORK_ROWS,
+            mass=1.7,
+            integrator=scheme,
+            temperature=0.0,
+        )
+
+    def mean_loss(z):
+        errors = y - torch.tanh(x @ z["w"] + z["b"]) @ z["v"]
+        prior = sum((value**2).sum() for value in z.values()) / 2
+        return ((errors**2).sum() / (2 * cases.NETWORK_NOISE**2) + prior) / cases.NETWORK_ROWS
+
+    start = {n: torch.tensor(value) for n, value in cases.network_start().items()}
+    theta, _, statistics = run(kernel, x, y, draws=steps, start=start)
+    z = {n: value.clone().requires_grad_() for n, value in start.items()}
+    optimizer = torch.optim.SGD(z.values(), lr=rate, momentum=momentum)
+    for step in range(steps):
+        optimizer.zero_grad()
+        mean_loss(z).backward()
+        optimizer.step()
+        for site in z:
+            np.testing.assert_allclose(theta[site][step], z[site].detach(), rtol=1e-9, atol=1e-11)
+    gradients = torch.autograd.grad(mean_loss(z), list(z.values()))
+    norm = cases.NETWORK_ROWS * sum((g**2).sum() for g in gradients).sqrt()
+    assert statistics["gradient_norm"][-1] == pytest.approx(float(norm), rel=1e-8)
+
+
+def streamed(scheme, **arguments):
+    """A kernel with minibatches that straddle epochs, on data of 10 rows."""
+
+    def model(y):
+        theta = pyro.sample("theta", dist.Normal(ZERO, ONE).expand([3]).to_event(1))
+        scale = pyro.sample("scale", dist.HalfNormal(ONE))
+        with pyro.plate("data", cases.COUNT_ROWS, subsample_size=cases.COUNT_BATCH) as rows:
+            pyro.sample("y", dist.Normal(theta, scale).to_event(1), obs=y[rows])
+
+    common = {"step_size": lambda step: 0.02 / (1 + 0.1 * step), "steps_per_draw": 2, "temperature": 0.7}
+    if scheme != "sgld":
+        common |= {"friction": 1.0, "resample_every": 3}
+    return make_kernel(scheme, model, **(common | arguments))
+
+
+Y = torch.tensor(np.random.default_rng(2).standard_normal((cases.COUNT_ROWS, 3)) + 1)
+
+
+def same(a, b):
+    for x, y in zip(a, b, strict=True):
+        assert (x is None) == (y is None)
+        for name in x or {}:
+            np.testing.assert_array_equal(x[name], y[name])
+
+
+@pytest.mark.parametrize("scheme", laws.SCHEMES)
+def test_a_resumed_run_is_the_uninterrupted_run(scheme):
+    whole = run(streamed(scheme), Y, draws=10)
+    same(whole, run(streamed(scheme), Y, draws=10))
+    first, second = streamed(scheme), streamed(scheme)
+    halves = [run(first, Y, draws=5)]
+    second.load_state_dict(first.state_dict())
+    halves.append(run(second, Y, draws=5, seed=99))
+    joined = [
+        None if a is None else {n: np.concatenate([a[n], b[n]]) for n in a} for a, b in zip(*halves, strict=True)
+    ]
+    same(whole, joined)
+
+
+def test_another_seed_gives_other_draws():
+    a, b = (run(streamed("baoab"), Y, draws=3, seed=seed)[0]["theta"] for seed in (0, 1))
+    assert np.all(a != b)
+
+
+def test_chains_are_independent(monkeypatch):
+    """Noise and momenta of different chains, and of one chain at different draws, are uncorrelated."""
+    monkeypatch.setattr("pyro.infer.mcmc.api.mp.cpu_count", lambda: 1)  # chains one after another
+    units = 10_000
+    kernel = SGHMC(
+        potential_fn=lambda z: 0.0 * z["x"].sum(),
+        step_size=1.0,
+        friction=1.0,
+        resample_every=1,
+    )
+    start = {"x": torch.zeros((3, units), dtype=torch.float64)}
+    theta, r, _ = run(kernel, draws=3, chains=3, start=start)
+    # Without a potential the increments of theta and the momenta are plain noise of their steps.
+    moves = np.diff(np.concatenate([np.zeros((3, 1, units)), theta["x"]], 1), axis=1).reshape(9, units)
+    momenta = r["x"].reshape(9, units)
+    scores = {}
+    for i in range(9):
+        for j in range(i):
+            scores["moves", i, j] = laws.z_over_units(moves[i] * moves[j], 0.0)
+            scores["momenta", i, j] = laws.z_over_units(momenta[i] * momenta[j], 0.0)
+    cases.assert_scores(scores)
+
+
+def counting_model():
+    theta = pyro.sample("theta", dist.Normal(ZERO, 1e8 * ONE).expand([cases.COUNT_ROWS]).to_event(1))
+    with pyro.plate("data", cases.COUNT_ROWS, subsample_size=cases.COUNT_BATCH) as rows:
+        pyro.factor("take", -theta[rows])
+
+
+@pytest.mark.parametrize("subsampling", cases.SUBSAMPLING)
+def test_rows_of_the_minibatches(subsampling):
+    """At T = 0 each coordinate goes down by h N / B = 1 whenever its row is in the batch; across a resume, too."""
+    zeros = np.zeros((1, cases.COUNT_ROWS))
+    step_size = cases.COUNT_BATCH / cases.COUNT_ROWS
+
+    def kernel():
+        return SGLD(counting_model, step_size=step_size, temperature=0.0, subsampling=subsampling)
+
+    first, second = kernel(), kernel()
+    theta = run(first, draws=17, start={"theta": torch.tensor(zeros[0])})[0]["theta"]
+    second.load_state_dict(first.state_dict())
+    counts = -np.diff(np.concatenate([zeros, theta, run(second, draws=17, seed=7)[0]["theta"]]), axis=0)
+    np.testing.assert_allclose(counts, counts.round(), atol=1e-6)
+    cases.assert_counts(counts.round().astype(int), subsampling)
