@@ -90,7 +90,8 @@ def to_arviz(
     Notes
     -----
     A model without subsampled plates is evaluated on all rows at once. An argument of the model with the name of
-    a dimension gets an underscore at its end.
+    a dimension gets an underscore at its end. Slashes in names become dots: ``"nn/Dense_0.kernel"`` of a Flax module
+    is ``"nn.Dense_0.kernel"``, for a DataTree takes slashes for paths; `var_names` and `dims` take either.
 
     Examples
     --------
@@ -167,13 +168,18 @@ def _choose(var_names: str | Sequence[str] | None, sites: list[str]) -> list[str
     if var_names is None:
         return sites
     given = [var_names] if isinstance(var_names, str) else list(var_names)
-    excluded = {name[1:] for name in given if name.startswith("~") and name not in sites}
-    included = [name for name in given if not name.startswith("~") or name in sites]
-    unknown = sorted((excluded | set(included)) - set(sites))
+    excluded = {_plain(name[1:]) for name in given if name.startswith("~")}
+    included = {_plain(name) for name in given if not name.startswith("~")}
+    unknown = sorted((excluded | included) - {_plain(name) for name in sites})
     if unknown:
         raise ValueError(f"var_names={given!r} names {unknown}, and the sites are {sites}")
-    chosen = set(included) if included or not given else set(sites)
-    return [name for name in sites if name in chosen - excluded]
+    everything = excluded and not included
+    return [n for n in sites if (everything or _plain(n) in included) and _plain(n) not in excluded]
+
+
+def _plain(name: str) -> str:
+    """Name without slashes, which a DataTree takes for paths and NumPyro's modules put between their parts."""
+    return name.replace("/", ".")
 
 
 def _data_plates(results: Any) -> list[str]:
@@ -245,18 +251,7 @@ class _Plan:
             yield plates, [name for name in names if inside[name] == plates]
 
     def gather(self, names: Sequence[str], evaluate: Callable, event_dim: int | None) -> Arrays:
-        """All wanted rows of some sites.
-
-        Parameters
-        ----------
-        names
-            Observed sites.
-        evaluate
-            Function of the rows of each subsampled plate, and the number of the chunk of each, that returns arrays
-            by site.
-        event_dim
-            How many dimensions follow those of the plates; None for those of the site's event.
-        """
+        """All wanted rows of some sites; `evaluate` is from the backend, `event_dim` as for the sites' `axes`."""
         first = {plate: np.arange(size) for plate, size in self.sizes.items()}
         zero = dict.fromkeys(self.sizes, 0)
         whole: Arrays = {}
@@ -296,8 +291,8 @@ class _Labels:
 
     def __init__(self, results: Any, dims: Mapping[str, Sequence[str]] | None, coords: Mapping[str, Any] | None):
         self.results = results
-        self.dims = {name: [given] if isinstance(given, str) else list(given) for name, given in (dims or {}).items()}
-        known = {*results.samples, *results.sites, *results.arguments}
+        self.dims = {_plain(n): [given] if isinstance(given, str) else list(given) for n, given in (dims or {}).items()}
+        known = {_plain(name) for name in (*results.samples, *results.sites, *results.arguments)}
         unknown = sorted(set(self.dims) - known)
         if unknown:
             raise ValueError(f"dims names {unknown}, and the variables are {sorted(known)}")
@@ -312,18 +307,9 @@ class _Labels:
         events: bool = True,
         rows_first: bool = False,
     ) -> xr.Dataset:
-        """Arrays by name with their dimensions.
+        """Arrays by name with their dimensions: `leading`, then those of the plates, then of events if there are any.
 
-        Parameters
-        ----------
-        values, leading
-            The arrays, and the names of their first dimensions.
-        rows
-            Rows that were chosen, by plate.
-        events
-            Whether the dimensions of an event follow those of the plates.
-        rows_first
-            Whether the first dimension is the plate's whose size it has.
+        `rows` are the chosen ones by plate; `rows_first` is for arrays that are no sites.
         """
         named: dict[str, tuple[str, ...]] = {}
         plates: dict[str, str] = {}
@@ -342,8 +328,8 @@ class _Labels:
                         "dimensions with dims="
                     )
         coords = {dim: self._coordinate(dim, size, rows.get(plates.get(dim, ""))) for dim, size in sizes.items()}
-        variables = {f"{name}_" if name in sizes else name: (named[name], value) for name, value in values.items()}
-        return xr.Dataset(variables, coords)
+        plain = {name: _plain(name) + "_" * (_plain(name) in sizes) for name in values}
+        return xr.Dataset({plain[name]: (named[name], value) for name, value in values.items()}, coords)
 
     def _plates(
         self, name: str, shape: tuple, events: bool, rows_first: bool, rows: Mapping[str, np.ndarray]
@@ -360,8 +346,8 @@ class _Labels:
         return {len(shape) + axis: plate for plate, axis in axes.items() if shape[axis] == length[plate]}
 
     def _names(self, name: str, shape: tuple, plates: Mapping[int, str], events: bool) -> list[str]:
-        names = [plates.get(i, f"{name}_dim_{i}") for i in range(len(shape))]
-        given = self.dims.get(name, [])
+        names = [_plain(plates.get(i, f"{name}_dim_{i}")) for i in range(len(shape))]
+        given = self.dims.get(_plain(name), [])
         # A log likelihood has no event dimensions, so it takes the first of the names.
         if len(given) > len(names) and events:
             raise ValueError(f"dims[{name!r}]={given!r} has more names than the variable's shape {shape} dimensions")
@@ -391,12 +377,12 @@ def _constants(arguments: Arrays, observed: Arrays) -> Arrays:
 def _attributes(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as netCDF can keep them; what a callable gave is among the statistics."""
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, numbers.Real | str):
-            return json.dumps(value, default=lambda x: getattr(x, "__name__", type(x).__name__))
-        return value
+    def keepable(value: Any) -> Any:
+        if isinstance(value, numbers.Real | str) and not isinstance(value, bool):
+            return value
+        return json.dumps(value, default=lambda x: getattr(x, "__name__", type(x).__name__))
 
-    return {name: plain(value) for name, value in settings.items() if value is not None}
+    return {name: keepable(value) for name, value in settings.items() if value is not None}
 
 
 def _warn_diverging(results: Any) -> None:

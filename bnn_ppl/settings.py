@@ -237,6 +237,12 @@ def learning_rate_arguments(
         If an argument is out of range.
     """
     check_choice("integrator", integrator, INTEGRATORS)
+    for name, value in (("learning_rate", learning_rate), ("mass", mass), ("momentum", momentum)):
+        if not isinstance(value, numbers.Real):
+            raise ValueError(
+                f"{name} must be a number here, got {value!r}: for schedules and for values by site, give step_size, "
+                "friction and mass to SGHMC itself"
+            )
     check_values("learning_rate", learning_rate, (), positive=True)
     check_values("mass", mass, (), positive=True)
     check_count("num_data", num_data)
@@ -258,6 +264,8 @@ def norm_adjusting_arguments(
     for name, value in (("boost", boost), ("adjust", adjust)):
         check_values(name, value, (), positive=True)
     check_values("momentum_scale", momentum_scale, (), positive=False)
+    _check_by_site("mass", mass, positive=True)
+    _check_by_site("friction", friction, positive=True)
     boosted = {site: boost * m for site, m in mass.items()} if isinstance(mass, Mapping) else boost * mass
     return {"mass": boosted, "friction": adjust * friction, "resample_scale": momentum_scale / boost}
 

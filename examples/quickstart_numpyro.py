@@ -64,11 +64,10 @@ print(f"divergences   {int(tree['sample_stats']['diverging'].sum())}")
 uncertain = np.argsort(predictive.max(1))[:4]
 right = np.asarray(probabilities)[:, :, uncertain, y_test[uncertain]]
 functions = xr.Dataset({"p_right": (("chain", "draw", "test_image"), right)}, {"test_image": uncertain})
-print(az.summary(functions))
+print(az.summary(functions).to_string())
 
 options.out.mkdir(exist_ok=True)
-az.plot_trace(functions, compact=False, combined=False)
-plt.tight_layout()
+functions["p_right"].plot.line(x="draw", hue="chain", row="test_image", aspect=5, size=2, linewidth=0.6)
 plt.savefig(options.out / "numpyro_trace.png")
 az.plot_rank(functions)
 plt.savefig(options.out / "numpyro_rank.png")

@@ -95,9 +95,7 @@ def assert_statistics(statistics, theta, r, arguments) -> None:
 
 def temperature_scores(statistics, scheme, arguments) -> dict:
     """Mean kinetic and configurational temperature and theta . r against the exact law of the chain."""
-    covariances = {
-        (site, k): laws.stationary(law(scheme, k, arguments, site)) for site in MASS for k in CURVATURES
-    }
+    covariances = {(site, k): laws.stationary(law(scheme, k, arguments, site)) for site in MASS for k in CURVATURES}
     groups = len(covariances)
     expected = {"configurational_temperature": sum(k * S[0, 0] for (_, k), S in covariances.items()) / groups}
     if scheme != "sgld":

@@ -53,9 +53,7 @@ def sgld(h: float, k, *, T: float = 1.0, V: float = 0.0) -> Map:
     return Map(A, np.vstack([-h * np.eye(d), np.zeros((d, d))]), Q)
 
 
-def baoab(
-    h: float, k, *, M: float = 1.0, C: float = 1.0, T: float = 1.0, V: float = 0.0, kick: float = 1.0
-) -> Map:
+def baoab(h: float, k, *, M: float = 1.0, C: float = 1.0, T: float = 1.0, V: float = 0.0, kick: float = 1.0) -> Map:
     """B with kick h, A with h / 2, O, A with h / 2; the injected noise is less by the heat of V as s -> 0."""
     K = np.atleast_2d(k).astype(float)
     d = len(K)

@@ -110,7 +110,7 @@ MASS = {"a": 0.5, "rate": 2.0, "w": 1.0}
 CASES = {
     "SGLD": ("SGLD", {}),
     "SGLD compensated": ("SGLD", {"gradient_noise_variance": {"a": 0.5, "rate": 0.0, "w": 3.0}}),
-    "SGLD schedule": ("SGLD", {"step_size": lambda k: 0.01 / (1 + k), "temperature": lambda k: 1 / (1 + k)}),
+    "SGLD schedule": ("SGLD", {"step_size": lambda k: 0.01 / (1.0 + k), "temperature": lambda k: 1 / (1.0 + k)}),
     **{
         f"{integrator} {case}": ("SGHMC", {"integrator": integrator, "friction": 1.3, **arguments})
         for integrator in ("baoab", "symplectic_euler")

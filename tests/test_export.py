@@ -81,9 +81,13 @@ def datasets(tree):
 def structure(tree):
     groups = {}
     for name, group in datasets(tree).items():
-        variables = {n: (v.dims, v.shape, v.dtype.str) for n, v in group.data_vars.items()}
+        # Pyro's statistics are Python floats, NumPyro's have the dtype of the model.
+        variables = {
+            n: (v.dims, v.shape, v.dtype.kind if name == "sample_stats" else v.dtype.str)
+            for n, v in group.data_vars.items()
+        }
         coords = {n: v.values.tolist() for n, v in group.coords.items()}
-        groups[name] = (variables, coords, set(group.attrs) - {"jit_compile"})
+        groups[name] = (variables, coords, set(group.attrs))
     return groups
 
 

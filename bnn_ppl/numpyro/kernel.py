@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from jax import Array, lax, random
 import jax.numpy as jnp
+from numpyro.distributions.distribution import validation_enabled
 from numpyro.infer.initialization import init_to_value
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
@@ -161,8 +162,15 @@ class StochasticGradientKernel(MCMCKernel):
 
     def _evaluate(self, target: Target, keys: Keys, stream: dict, step: Array, z: Any) -> tuple[Evaluation, dict]:
         """Potential and gradient on the next minibatch, and the stream past it."""
+        batch, rest = self._minibatch(target.plates, keys, stream, step)
+        temperature = value_at(self.settings.temperature, step)
+        energy, gradient = jax.value_and_grad(target.energy)(z, temperature, batch)
+        return Evaluation(energy, gradient), rest
+
+    def _minibatch(self, plates: dict, keys: Keys, stream: dict, step: Array) -> tuple[dict, dict]:
+        """Rows of each plate at a gradient step, and the stream past them."""
         batch, rest = {}, {}
-        for i, (name, plate) in enumerate(sorted(target.plates.items())):
+        for i, (name, plate) in enumerate(sorted(plates.items())):
             epoch, offset = stream[name]
             shape = {"size": plate.size, "batch_size": plate.batch_size}
             words = noise.seed_words(random.fold_in(keys.data, i))
@@ -170,9 +178,7 @@ class StochasticGradientKernel(MCMCKernel):
                 words, epoch, offset, step, **shape, subsampling=self.settings.subsampling
             )
             rest[name] = minibatches.advance(epoch, offset, **shape)
-        temperature = value_at(self.settings.temperature, step)
-        energy, gradient = jax.value_and_grad(target.energy)(z, temperature, batch)
-        return Evaluation(energy, gradient), rest
+        return batch, rest
 
     def init(
         self, rng_key: Array, num_warmup: int, init_params: Any, model_args: tuple, model_kwargs: dict | None
@@ -195,11 +201,12 @@ class StochasticGradientKernel(MCMCKernel):
                 self.settings.check_sites(None if None in names else names)
         self._sample_fn = self._draw
         one_chain = partial(self._start_chain, args=args, kwargs=kwargs)
-        if is_prng_key(rng_key):
-            state = one_chain(rng_key, init_params)
-        else:
-            state = jax.vmap(one_chain, out_axes=self._axes)(rng_key, init_params)
-        self._check_finite(state, args, kwargs)
+        with validation_enabled(False):  # its messages name no site, and _check_finite's do
+            if is_prng_key(rng_key):
+                state = one_chain(rng_key, init_params)
+            else:
+                state = jax.vmap(one_chain, out_axes=self._axes)(rng_key, init_params)
+            self._check_finite(state, args, kwargs)
         return state
 
     def _check_start(self, init_params: Any, layout: potential.Layout) -> None:
@@ -237,12 +244,17 @@ class StochasticGradientKernel(MCMCKernel):
         ok = jnp.isfinite(state.lp_minibatch) & jnp.isfinite(state.gradient_norm)
         if isinstance(ok, jax.core.Tracer) or ok.all():
             return
-        z = state.z if ok.ndim == 0 else jax.tree.map(lambda x: x[jnp.argmin(ok)], state.z)
+        z, rng_key = state.z, state.rng_key
+        if ok.ndim:
+            z, rng_key = jax.tree.map(lambda x: x[jnp.argmin(ok)], (z, rng_key))
         if self._model is None:
             cause = "potential_fn"
         else:
             layout = self._layout(args, kwargs)
-            cause = potential.explain_not_finite(self._model, layout, z, layout.first_rows(), args, kwargs)
+            stream = {name: (jnp.int32(0), jnp.int32(0)) for name in layout.subsampled}
+            keys = Keys(*random.split(rng_key, 3))
+            batch, _ = self._minibatch(layout.subsampled, keys, stream, jnp.int32(0))
+            cause = potential.explain_not_finite(self._model, layout, z, batch, args, kwargs)
         raise ValueError(
             f"the potential is not finite where the chain starts, because of {cause}: check the data for NaN, the "
             "priors' supports, and the initial values (init_strategy, init_params)"

@@ -63,6 +63,7 @@ class FullData(NamedTuple):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model on all rows."""
         whole = _SetPlates(self.model, lambda name, size, subsample_size: jnp.arange(size))
+        args, kwargs = as_arrays((args, kwargs))
         return whole(*args, **kwargs)
 
 
@@ -194,11 +195,24 @@ def _look(
     recorder = trace(_SetPlates(started, first_rows))
     try:
         model_trace = recorder.get_trace(*args, **kwargs)
-    except Exception:
+    except Exception as error:
         # A network inside the data plate has weights of shapes with which the model may fail.
-        _check_latents(recorder.trace, _plates_of(recorder.trace), complete=False)
+        plates = _plates_of(recorder.trace)
+        _check_latents(recorder.trace, plates, complete=False)
+        subsampled = [name for name, plate in plates.items() if plate.subsampled]
+        if subsampled and _works(full_data(model), held, args, kwargs):
+            name = subsampled[0]
+            raise ValueError(f"the model fails on a minibatch of plate {name!r}{_pass_through(name, cut)}") from error
         raise
     return model_trace, keys.found
+
+
+def _works(model: Callable, held: Mapping[str, Any], args: tuple, kwargs: dict) -> bool:
+    try:
+        _look(model, held, {}, args, kwargs)
+    except Exception:
+        return False
+    return True
 
 
 def inspect(
@@ -233,13 +247,7 @@ def inspect(
     cut = resolve_batch_size(_plates_of(model_trace), batch_size)
     if held is None:
         held = {n: s["value"] for n, s in model_trace.items() if s["type"] in ("param", "mutable")}
-    try:
-        model_trace, random_keys = _look(model, held, cut, args, kwargs)
-    except (ValueError, TypeError, IndexError) as error:
-        if not cut:
-            raise
-        name = next(iter(cut))
-        raise ValueError(f"the model fails on a minibatch of plate {name!r}{_pass_through(name, cut)}") from error
+    model_trace, random_keys = _look(model, held, cut, args, kwargs)
     _check_rows(model_trace, _plates_of(model_trace), cut)
     if random_keys:
         raise ValueError(
@@ -361,10 +369,11 @@ def explain_not_finite(
             site = model_trace[name]
             kind = "observed site" if site["is_observed"] else "latent site"
             where = f", first at {tuple(int(i) for i in bad[0])}" if bad.shape[1] else ""
-            rows = [f.name for f in site["cond_indep_stack"] if f.name in batch]
-            if rows and bad.shape[1]:
-                frame = next(f for f in site["cond_indep_stack"] if f.name == rows[0])
-                where = f", first at row {int(batch[rows[0]][bad[0][frame.dim]])} of plate {rows[0]!r}"
+            frames = [f for f in site["cond_indep_stack"] if -f.dim <= bad.shape[1]]
+            if frames:
+                at = {f.name: int(bad[0][f.dim]) for f in frames}
+                rows = {plate: int(batch[plate][i]) if plate in batch else i for plate, i in at.items()}
+                where = ", first at " + " and ".join(f"row {i} of plate {plate!r}" for plate, i in rows.items())
             causes.append(f"{kind} {name!r} ({bad.shape[0]} of {np.size(log_prob)} values{where})")
     if not causes:
         causes = [f"the value of latent site {n!r}" for n, v in z.items() if not np.isfinite(np.asarray(v)).all()]

@@ -11,6 +11,7 @@ import shutil
 from typing import Any
 import warnings
 
+import pyro
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -27,6 +28,9 @@ def _in_forked_worker() -> bool:
 def _has_compiler(device: torch.device) -> bool:
     candidates = [os.environ.get("CXX"), "g++", "clang++"]
     return device.type != "cpu" or any(shutil.which(c) for c in candidates if c)
+
+
+_IS_DATA = object()
 
 
 class Gradient:
@@ -49,7 +53,7 @@ class Gradient:
         self._args, self._kwargs = args, kwargs
         leaves, self._structure = pytree.tree_flatten((args, kwargs))
         self._data = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        self._constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self._constants = [_IS_DATA if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         key = [(leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         if self._graph is not None and not _same(key, self._graph_key):
             self._graph = None
@@ -60,21 +64,27 @@ class Gradient:
     ) -> tuple[Tensor, Tensor]:
         """Energy, a scalar, and its gradient, shape (d,), at a flat position."""
         if not self.jit_compile:
-            with torch.enable_grad():
-                flat = position.detach().requires_grad_()
-                energy = self._energy(unflatten(flat), temperature, batch, self._args, self._kwargs)
-                (gradient,) = torch.autograd.grad(energy, flat)
-            return energy.detach(), gradient
+            return self.eager(position, temperature, batch, unflatten)
         inputs = (position, position.new_tensor(temperature), list(batch.values()), self._data)
         if self._graph is None:
             self._graph = self._compiled(inputs, list(batch), unflatten)
         with torch.no_grad():
             return self._graph(*inputs)
 
+    def eager(
+        self, position: Tensor, temperature: float, batch: dict[str, Tensor], unflatten: Callable
+    ) -> tuple[Tensor, Tensor]:
+        """The same without a graph."""
+        with torch.enable_grad():
+            flat = position.detach().requires_grad_()
+            energy = self._energy(unflatten(flat), temperature, batch, self._args, self._kwargs)
+            (gradient,) = torch.autograd.grad(energy, flat)
+        return energy.detach(), gradient
+
     def _compiled(self, inputs: tuple, names: list[str], unflatten: Callable) -> Callable:
         def energy(flat: Tensor, temperature: Tensor, rows: list[Tensor], data: list[Tensor]) -> Tensor:
             rest = iter(data)
-            leaves = [next(rest) if constant is None else constant for constant in self._constants]
+            leaves = [next(rest) if constant is _IS_DATA else constant for constant in self._constants]
             args, kwargs = pytree.tree_unflatten(leaves, self._structure)
             batch = dict(zip(names, rows, strict=True))
             return self._energy(unflatten(flat), temperature, batch, args, kwargs)
@@ -84,11 +94,13 @@ class Gradient:
             return value, gradient
 
         try:
-            graph = make_fx(energy_and_gradient)(*inputs)
+            with pyro.validation_enabled(False):  # it branches on tensors' values
+                graph = make_fx(energy_and_gradient)(*inputs)
         except RuntimeError as error:
+            where = " ".join(getattr(error, "__notes__", ()))
             raise ValueError(
                 "jit_compile=True cannot trace the model, which probably branches on a tensor's value or calls "
-                f".item(): set jit_compile=False, or write it with torch.where ({error})"
+                f".item() {where}: set jit_compile=False, or write it with torch.where ({error})"
             ) from error
         if _in_forked_worker():
             warnings.warn(

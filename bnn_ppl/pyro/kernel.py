@@ -57,6 +57,7 @@ class StochasticGradientKernel(MCMCKernel):
         self.transforms: dict[str, Any] | None = None
         self._given: dict[str, Tensor] | None = None
         self._resume: list[dict] = []
+        self._resumed = torch.zeros(0, dtype=torch.bool)
         self._gradient = Gradient(jit_compile)
         self.cleanup()
 
@@ -100,8 +101,9 @@ class StochasticGradientKernel(MCMCKernel):
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Prepare a chain on the model's arguments; the host calls this."""
         self.settings.check_schedules(max(warmup_steps, 1))
+        resume = self._take_state()
         if self._model is None:
-            initial = self._setup_potential_fn()
+            initial = self._setup_potential_fn(resume)
         else:
             initial = self._setup_model(args, kwargs)
         self._shapes = {name: initial[name].shape for name in sorted(initial)}
@@ -119,16 +121,16 @@ class StochasticGradientKernel(MCMCKernel):
         }
         self._extra = self.start()
         self._last = self._unflatten(self._position)
-        if self._resume:
-            self._load(self._resume.pop(0))
+        if resume is not None:
+            self._load(resume)
         else:
-            self._evaluate()
+            self._evaluate(self._gradient.eager)
             self._check_finite(args, kwargs)
 
-    def _setup_potential_fn(self) -> dict[str, Tensor]:
-        if self._given is None and not self._resume:
+    def _setup_potential_fn(self, resume: dict[str, Any] | None) -> dict[str, Tensor]:
+        if self._given is None and resume is None:
             raise ValueError("potential_fn needs starting values: pass initial_params= to MCMC")
-        initial = self._given or self._resume[0]["params"]
+        initial = resume["params"] if self._given is None else self._given  # type: ignore[index]
         self.settings.check_sites(list(initial))
         self.transforms = {}
         self._gradient.prepare(lambda z, temperature, batch, args, kwargs: self._potential_fn(z), (), {})
@@ -137,6 +139,9 @@ class StochasticGradientKernel(MCMCKernel):
     def _setup_model(self, args: tuple, kwargs: dict) -> dict[str, Tensor]:
         layout = potential.inspect(self._model, self._init_strategy, args, kwargs, self.settings.batch_size)
         potential.warn_held(layout)
+        before = getattr(self, "_layout", None)
+        if before is not None and not potential.same_held(layout, before):
+            self._gradient = Gradient(self.jit_compile)  # the graph holds the old values as constants
         self._layout = layout
         self.settings.check_sites(list(layout.initial))
         self.transforms = layout.transforms
@@ -178,11 +183,12 @@ class StochasticGradientKernel(MCMCKernel):
             check_values(name, schedule, [step], positive=False)
         return float(value_at(schedule, step))
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, gradient: Callable | None = None) -> None:
         """Potential and gradient at the current position on the next minibatch."""
-        batch = {name: stream.next() for name, stream in self._streams.items()}
+        self._batch = {name: stream.next() for name, stream in self._streams.items()}
         temperature = self._value("temperature", self._step)
-        self._energy, self._grad = self._gradient(self._position, temperature, batch, self._unflatten)
+        gradient = gradient or self._gradient
+        self._energy, self._grad = gradient(self._position, temperature, self._batch, self._unflatten)
 
     def _check_finite(self, args: tuple, kwargs: dict) -> None:
         if torch.isfinite(self._energy) and torch.isfinite(self._grad).all():
@@ -190,8 +196,7 @@ class StochasticGradientKernel(MCMCKernel):
         cause = "potential_fn"
         if self._model is not None:
             z = self._unflatten(self._position)
-            first_rows = self._layout.first_rows()
-            cause = potential.explain_not_finite(self._model, self._layout, z, first_rows, args, kwargs)
+            cause = potential.explain_not_finite(self._model, self._layout, z, self._batch, args, kwargs)
         raise ValueError(
             f"the potential is not finite where the chain starts, because of {cause}: check the data for NaN, the "
             "priors' supports, and the initial values (init_strategy, initial_params)"
@@ -296,9 +301,24 @@ class StochasticGradientKernel(MCMCKernel):
             From `state_dict`, with as many chains as the next run has.
         """
         self._resume = list(state["chains"])
-        worker = multiprocessing.current_process()
-        if multiprocessing.parent_process() is not None:
-            self._resume = self._resume[int(worker.name) :]
+        self._resumed = torch.zeros(len(self._resume), dtype=torch.bool).share_memory_()
+
+    def _take_state(self) -> dict[str, Any] | None:
+        """The loaded state that this chain goes on from, if any: each serves one chain, in whatever process it runs."""
+        waiting = [i for i, resumed in enumerate(self._resumed.tolist()) if not resumed]
+        chain = multiprocessing.current_process().name
+        if waiting and multiprocessing.parent_process() is not None and chain.isdigit():  # as the host names its chains
+            if int(chain) >= len(self._resume):
+                raise ValueError(
+                    f"the state to resume has {len(self._resume)} chains, and this is chain {int(chain) + 1}: give "
+                    "MCMC the num_chains that the state comes from"
+                )
+            waiting = [i for i in waiting if i == int(chain)]
+        if not waiting:
+            self._resume, self._resumed = [], self._resumed[:0]
+            return None
+        self._resumed[waiting[0]] = True
+        return self._resume[waiting[0]]
 
     def _load(self, state: dict[str, Any]) -> None:
         if {name: value.shape for name, value in state["params"].items()} != self._shapes:

@@ -141,8 +141,9 @@ class _Start(Messenger):
                 )
             if fn.subsample_size is not None and fn.subsample_size > fn.size:
                 raise ValueError(f"plate {name!r} has subsample_size={fn.subsample_size}, more than its {fn.size} rows")
-            rows = self.rows.get(name, fn.subsample_size or fn.size)
-            msg["value"] = torch.arange(rows, device=fn.device)
+            if msg["value"] is None or name in self.rows:
+                rows = self.rows.get(name, fn.subsample_size or fn.size)
+                msg["value"] = torch.arange(rows, device=fn.device)
         elif not msg["is_observed"] and msg["value"] is None:
             if _is_discrete(fn):
                 raise ValueError(
@@ -273,11 +274,26 @@ def _look(
     with _any_number_of_rows() if rows else nullcontext(), start, torch.enable_grad():
         try:
             return dict(recorder.get_trace(*args, **kwargs).nodes)
-        except Exception:
+        except Exception as error:
             # A network called inside the data plate has weights of shapes with which the model may fail.
             sites = dict(recorder.msngr.trace.nodes)
-            _check_latents(sites, _plates_of(sites), complete=False)
-            raise
+            plates = _plates_of(sites)
+            _check_latents(sites, plates, complete=False)
+            failure = error
+    subsampled = [name for name, plate in plates.items() if plate.subsampled]
+    if subsampled and _works(full_data(model), init_strategy, held, args, kwargs):
+        cut = {n: rows[n] for n in rows if n in subsampled}
+        name = subsampled[0]
+        raise ValueError(f"the model fails on a minibatch of plate {name!r}{_pass_through(name, cut)}") from failure
+    raise failure
+
+
+def _works(model: Callable, init_strategy: Callable, held: Mapping[str, Any], args: tuple, kwargs: dict) -> bool:
+    try:
+        _look(model, init_strategy, held, {}, args, kwargs)
+    except Exception:
+        return False
+    return True
 
 
 def inspect(
@@ -313,11 +329,7 @@ def inspect(
     cut = resolve_batch_size(plates, batch_size)
     if cut:
         rows = {name: plate.batch_size for name, plate in plates.items()} | cut
-        try:
-            sites = _look(model, init_strategy, held, rows, args, kwargs)
-        except (ValueError, RuntimeError, IndexError) as error:
-            name = next(iter(cut))
-            raise ValueError(f"the model fails on a minibatch of plate {name!r}{_pass_through(name, cut)}") from error
+        sites = _look(model, init_strategy, held, rows, args, kwargs)
     plates = _plates_of(sites)
     _check_rows(sites, plates, cut)
     _check_latents(sites, plates)
@@ -368,7 +380,11 @@ def _run(
     values = {name: layout.constrain[name](z[name]) if name in layout.constrain else z[name] for name in z}
     density = _LogDensity(layout, values, batch)
     with _any_number_of_rows() if layout.cut else nullcontext(), density:
-        model(*args, **kwargs)
+        try:
+            model(*args, **kwargs)
+        except RuntimeError as error:
+            error.add_note(f"after {density.latest}")
+            raise
     return density, values
 
 
@@ -412,18 +428,30 @@ def explain_not_finite(
     model: Callable, layout: Layout, z: Sites, batch: Mapping[str, Tensor], args: tuple, kwargs: dict
 ) -> str:
     """Which sites make the potential non-finite at `z`, in words."""
+    recorder = poutine.trace(model)
     with torch.no_grad():
-        density, _ = _run(model, layout, z, batch, args, kwargs)
+        density, _ = _run(recorder, layout, z, batch, args, kwargs)
     causes = []
     for name, log_prob in density.terms.items():
         bad = (~torch.isfinite(log_prob)).nonzero()
         if len(bad):
             kind = "latent site" if name in z else "observed site"
-            where = f", first at row {tuple(bad[0].tolist())} of the minibatch" if bad.shape[1] else ""
+            where = f", first at {tuple(bad[0].tolist())}" if bad.shape[1] else ""
+            stack = recorder.msngr.trace.nodes[name]["cond_indep_stack"]
+            frames = [f for f in stack if f.dim is not None and -f.dim <= bad.shape[1]]
+            if frames:
+                at = {f.name: int(bad[0][f.dim]) for f in frames}
+                rows = {plate: int(batch[plate][i]) if plate in batch else i for plate, i in at.items()}
+                where = ", first at " + " and ".join(f"row {i} of plate {plate!r}" for plate, i in rows.items())
             causes.append(f"{kind} {name!r} ({len(bad)} of {log_prob.numel()} values{where})")
     if not causes:
         causes = [f"the value of latent site {n!r}" for n, v in z.items() if not torch.isfinite(v).all()]
     return ", ".join(causes) or "the gradient alone"
+
+
+def same_held(a: Layout, b: Layout) -> bool:
+    """Whether two looks at a model found the same values that stay fixed."""
+    return a.held.keys() == b.held.keys() and all(torch.equal(a.held[name], b.held[name]) for name in a.held)
 
 
 def warn_held(layout: Layout) -> None:

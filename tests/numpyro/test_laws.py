@@ -66,9 +66,7 @@ def test_stationary_moments(scheme, temperature, noise):
     arguments = cases.STATIONARY[scheme] | {"temperature": temperature}
     kernel = make_kernel(scheme, gaussian(cases.deviations()), steps_per_draw=10, noise=noise, **arguments)
     theta, r, statistics = results(run(kernel, draws=cases.STATIONARY_DRAWS, warmup=40))
-    scores = cases.stationary_scores(
-        theta, r, lambda k, site: laws.stationary(cases.law(scheme, k, arguments, site))
-    )
+    scores = cases.stationary_scores(theta, r, lambda k, site: laws.stationary(cases.law(scheme, k, arguments, site)))
     cases.assert_scores(scores | cases.temperature_scores(statistics, scheme, arguments))
     cases.assert_statistics(statistics, theta, r, arguments)
 
@@ -82,9 +80,7 @@ def test_transition_law(case, scheme):
         for site, deviation in deviations.items():
             numpyro.sample(site, dist.Normal(0.0, deviation).expand([cases.TRANSITION_UNITS]).to_event(1))
 
-    kernel = make_kernel(
-        scheme, model, steps_per_draw=cases.STEPS_PER_DRAW, **cases.transition_arguments(case, scheme)
-    )
+    kernel = make_kernel(scheme, model, steps_per_draw=cases.STEPS_PER_DRAW, **cases.transition_arguments(case, scheme))
     start = {site: jnp.full(cases.TRANSITION_UNITS, cases.START) for site in deviations}
     theta, r, _ = results(run(kernel, draws=cases.DRAWS, start=start))
     cases.assert_scores(cases.transition_scores(case, scheme, theta, r))
@@ -100,9 +96,7 @@ def offset_model(y, subsample_size=None):
 @pytest.mark.parametrize(("scheme", "subsampling"), cases.GRADIENT_NOISES)
 def test_gradient_noise(scheme, subsampling):
     arguments = cases.GRADIENT_NOISE[scheme]
-    kernel = make_kernel(
-        scheme, offset_model, subsampling=subsampling, steps_per_draw=cases.BATCHES, **arguments
-    )
+    kernel = make_kernel(scheme, offset_model, subsampling=subsampling, steps_per_draw=cases.BATCHES, **arguments)
     theta, r, _ = results(run(kernel, cases.offset_data(cases.V), cases.BATCH, draws=cases.NOISE_DRAWS, warmup=10))
     cases.assert_scores(cases.gradient_noise_scores(theta, r, scheme, arguments, cases.V, subsampling))
 
@@ -128,9 +122,7 @@ def test_compensated_gradient_noise(scheme):
 @pytest.mark.parametrize(("integrator", "L"), cases.REFRESHES)
 def test_refresh(integrator, L):
     deviations = cases.deviations(cases.REFRESH_CURVATURES)
-    kernel = SGHMC(
-        gaussian(deviations), integrator=integrator, resample_every=L, steps_per_draw=20, **cases.REFRESH
-    )
+    kernel = SGHMC(gaussian(deviations), integrator=integrator, resample_every=L, steps_per_draw=20, **cases.REFRESH)
     theta, r, _ = results(run(kernel, draws=cases.REFRESH_DRAWS, warmup=40))
     covariance = cases.refresh_covariance(integrator, L)
     cases.assert_scores(cases.stationary_scores(theta, r, covariance, cases.REFRESH_CURVATURES))
@@ -218,9 +210,7 @@ def replicated_regression(x, y, replicas, subsample_size):
         numpyro.sample("y", dist.Normal(mean, cases.REGRESSION_NOISE).to_event(1), obs=obs)
 
 
-POSTERIOR, _ = linear_regression_posterior(
-    cases.REGRESSION_X, cases.REGRESSION_Y, noise_scale=cases.REGRESSION_NOISE
-)
+POSTERIOR, _ = linear_regression_posterior(cases.REGRESSION_X, cases.REGRESSION_Y, noise_scale=cases.REGRESSION_NOISE)
 
 
 @pytest.mark.parametrize("scheme", laws.SCHEMES)
@@ -336,12 +326,9 @@ def same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("chains", [1, 3])
-@pytest.mark.parametrize("scheme", laws.SCHEMES)
+@pytest.mark.parametrize(("scheme", "chains"), [("sgld", 1), ("baoab", 3), ("symplectic_euler", 1)])
 def test_a_resumed_run_is_the_uninterrupted_run(scheme, chains):
     whole = results(run(streamed(scheme), Y, draws=10, chains=chains), True)
-    again = results(run(streamed(scheme), Y, draws=10, chains=chains), True)
-    same(whole, again)
     first = run(streamed(scheme), Y, draws=5, chains=chains)
     second = MCMC(
         streamed(scheme),
@@ -358,7 +345,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(scheme, chains):
     same(whole, jax.tree.map(lambda a, b: np.concatenate([a, b], 1), *halves))
 
 
-@pytest.mark.parametrize("scheme", laws.SCHEMES)
+@pytest.mark.parametrize("scheme", ["sgld", "baoab"])
 def test_vectorized_chains_are_sequential_chains(scheme):
     together, apart = (
         results(run(streamed(scheme), Y, draws=10, chains=3, method=method), True)
@@ -369,9 +356,10 @@ def test_vectorized_chains_are_sequential_chains(scheme):
     assert np.ptp(together[0]["theta"][:, -1], axis=0).min() > 0
 
 
-def test_another_seed_gives_other_draws():
-    a, b = (results(run(streamed("baoab"), Y, draws=3, seed=seed))[0]["theta"] for seed in (0, 1))
-    assert np.all(a != b)
+def test_seeds():
+    a, again, b = (results(run(streamed("baoab"), Y, draws=3, seed=seed)) for seed in (0, 0, 1))
+    same(a, again)
+    assert np.all(a[0]["theta"] != b[0]["theta"])
 
 
 def test_chains_are_independent():

@@ -1,0 +1,426 @@
+"""Pyro's own MCMC drives the kernels unchanged: chains, processes, hooks, resume, compilation, data of all kinds."""
+
+import io
+import pickle
+import shutil
+import warnings
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import MCMC
+from pyro.infer.mcmc.api import StreamingMCMC
+
+from bnn_ppl.models.pyro import linear_regression
+from bnn_ppl.pyro import SGHMC, SGLD, norm_adjusting_sghmc
+
+N, B = 24, 8
+rng = np.random.default_rng(0)
+X = torch.tensor(rng.normal(size=(N, 2)))
+Y = X @ torch.tensor([1.0, -0.5], dtype=torch.float64) + 0.3 * torch.tensor(rng.normal(size=N))
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def many_processors(monkeypatch):
+    """Pyro gives chains processes of their own where there are more processors than chains."""
+    monkeypatch.setattr("pyro.infer.mcmc.api.mp.cpu_count", lambda: 8)
+
+
+def model(x, y):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    scale = pyro.sample("scale", dist.HalfNormal(1.0))
+    with pyro.plate("data", len(x), subsample_size=B) as idx:
+        pyro.sample("y", dist.Normal(x[idx] @ w, scale), obs=y[idx])
+
+
+def two_plates(x, y, table):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    scale = pyro.sample("scale", dist.HalfNormal(1.0))
+    with pyro.plate("data", len(x), subsample_size=B) as idx:
+        pyro.sample("y", dist.Normal(x[idx] @ w, scale), obs=y[idx])
+    rows, columns = pyro.plate("rows", len(table), subsample_size=3, dim=-2), pyro.plate("columns", 2, dim=-1)
+    with rows as i, columns:
+        pyro.sample("table", dist.Normal(w, scale), obs=table[i])
+
+
+def make(model=model, **options):
+    return SGHMC(model, **{"step_size": 0.02, "friction": 5.0, "resample_every": 3, "steps_per_draw": 2} | options)
+
+
+def run(kernel=None, *args, seed=0, num_samples=4, warmup_steps=1, **options):
+    pyro.set_rng_seed(seed)
+    mcmc = MCMC(
+        make() if kernel is None else kernel,
+        num_samples,
+        **{"warmup_steps": warmup_steps, "disable_progbar": True} | options,
+    )
+    mcmc.run(*(args or (X, Y)))
+    return mcmc
+
+
+def draws(mcmc):
+    return mcmc.get_samples(group_by_chain=True)
+
+
+def assert_same(a, b, rtol=0.0, atol=0.0):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=rtol, atol=atol, err_msg=name)
+
+
+# Chains
+
+
+def test_one_chain():
+    mcmc = run()
+    assert {name: value.shape for name, value in draws(mcmc).items()} == {"w": (1, 4, 2), "scale": (1, 4)}
+    assert (mcmc.get_samples()["scale"] > 0).all()
+    assert_same(draws(run()), draws(mcmc))
+    assert (draws(run(seed=1))["w"] != draws(mcmc)["w"]).all()
+
+
+def test_warm_up_draws_are_dropped():
+    longer = run(num_samples=6, warmup_steps=0).get_samples()
+    assert_same(run(num_samples=4, warmup_steps=2).get_samples(), {name: value[2:] for name, value in longer.items()})
+
+
+def test_more_chains_than_processors_run_one_after_another():
+    mcmc = run(num_chains=3)
+    samples = draws(mcmc)
+    assert samples["w"].shape == (3, 4, 2)
+    assert len(torch.unique(samples["w"][:, 0, 0])) == 3  # each starts anew
+    assert_same({name: value[:1] for name, value in samples.items()}, draws(run()))
+    assert_same(draws(run(num_chains=3)), samples)
+    diagnostics = mcmc.diagnostics()
+    assert set(diagnostics["step_size"]) == {"chain 0", "chain 1", "chain 2"}
+    assert diagnostics["lp_minibatch"]["chain 2"].shape == (4,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_chains_in_processes(method, many_processors):
+    kernel = make(linear_regression())
+
+    def sample():
+        pyro.set_rng_seed(0)
+        mcmc = MCMC(kernel, 3, warmup_steps=1, num_chains=2, mp_context=method, disable_progbar=True)
+        mcmc.run(X, Y, subsample_size=B)
+        return mcmc
+
+    mcmc = sample()
+    assert type(mcmc.sampler).__name__ == "_MultiSampler"
+    samples = draws(mcmc)
+    assert all(value.shape[:2] == (2, 3) and (value[0] != value[1]).all() for value in samples.values())
+    np.testing.assert_array_equal(mcmc._diagnostics[1]["temperature"], 1.0)
+    if method == "fork":
+        assert_same(draws(sample()), samples)
+
+
+# What the host does around the kernel
+
+
+def test_hooks_see_every_draw():
+    seen = []
+
+    def hook(kernel, params, stage, i):
+        seen.append((stage, i, kernel.logging()["step size"], sorted(params)))
+
+    run(hook_fn=hook)
+    assert [entry[:2] for entry in seen] == [("Warmup", 0), ("Sample", 0), ("Sample", 1), ("Sample", 2), ("Sample", 3)]
+    assert {entry[2] for entry in seen} == {"2.00e-02"}
+    assert all(entry[3] == ["scale", "w"] for entry in seen)
+
+
+def test_the_progress_bar_shows_the_kernels_text(capsys):
+    mcmc = run(disable_progbar=False)
+    printed = capsys.readouterr().err
+    assert "Sample: 100%" in printed
+    assert "step size=2.00e-02, lp=" in printed
+    assert list(mcmc.kernel.logging()) == ["step size", "lp", "T_conf"]
+
+
+def test_summary(capsys):
+    run(num_chains=2).summary()
+    printed = capsys.readouterr().out
+    assert "w[0]" in printed
+    assert "Number of divergences: 0" in printed
+
+
+def test_save_params():
+    mcmc = run(save_params=["scale"])
+    assert set(mcmc.get_samples()) == {"scale"}
+    assert_same(mcmc.get_samples(), {"scale": run().get_samples()["scale"]})
+
+
+def test_diagnostics_are_the_draws_own():
+    mcmc = run()
+    chain = mcmc._diagnostics[0]
+    assert set(mcmc.kernel.statistic_fields) < set(chain)
+    assert all(len(chain[name]) == 4 for name in mcmc.kernel.statistic_fields)
+    samples = mcmc.get_samples()
+    squares = (samples["w"] ** 2).sum(-1) + samples["scale"].log() ** 2
+    np.testing.assert_allclose(chain["position_norm_sq"], squares)
+    assert mcmc.diagnostics()["divergences"] == {"chain 0": []}
+
+
+def test_streaming_mcmc():
+    pyro.set_rng_seed(0)
+    streaming = StreamingMCMC(make(), 4, warmup_steps=1, disable_progbar=True)
+    streaming.run(X, Y)
+    samples = run().get_samples()
+    np.testing.assert_allclose(streaming.get_statistics()[0, "w"]["mean"], samples["w"].mean(0))
+    np.testing.assert_allclose(streaming.get_statistics()[0, "scale"]["variance"], samples["scale"].var(0))
+    assert streaming.diagnostics()["diverging"]["chain 0"].shape == (4,)
+
+
+def test_kernels_pickle_before_and_after_a_run():
+    kernel = make(linear_regression())
+    for _ in range(2):
+        copy = pickle.loads(pickle.dumps(kernel))
+        assert copy.settings == kernel.settings
+        assert_same(draws(run(copy)), draws(run(kernel)))
+
+
+def test_a_kernel_serves_models_of_other_shapes():
+    kernel = make()
+    run(kernel, X[:12], Y[:12])
+    assert_same(draws(run(kernel)), draws(run()))
+
+
+# Starting values, potential_fn
+
+
+def test_initial_params():
+    start = {"w": torch.tensor([0.5, -0.5]), "scale": torch.tensor(-1.0)}
+    still = {"step_size": 1e-8, "temperature": 0.0}
+    samples = run(make(**still), initial_params=start).get_samples()
+    np.testing.assert_allclose(samples["w"][0], start["w"], atol=1e-6)
+    np.testing.assert_allclose(samples["scale"][0], np.exp(-1.0), atol=1e-6)
+    several = {name: torch.stack([value, value + 1.0]) for name, value in start.items()}
+    samples = draws(run(make(**still), initial_params=several, num_chains=2))
+    np.testing.assert_allclose(samples["w"][:, 0], several["w"], atol=1e-6)
+
+
+def quadratic(z):
+    return ((z["a"] - 1.0) ** 2).sum() + (z["b"] - 1.0) ** 2
+
+
+@pytest.mark.parametrize("num_chains", [1, 2])
+def test_potential_fn(num_chains):
+    start = {"a": torch.zeros(2), "b": torch.tensor(1.0)}
+    if num_chains > 1:
+        start = {name: torch.stack([value] * num_chains) for name, value in start.items()}
+    pyro.set_rng_seed(0)
+    kernel = SGHMC(None, quadratic, step_size=0.1, friction=1.0)
+    mcmc = MCMC(kernel, 3, warmup_steps=0, initial_params=start, num_chains=num_chains, disable_progbar=True)
+    mcmc.run()
+    samples = draws(mcmc)
+    assert samples["a"].shape == (num_chains, 3, 2)
+    energy = ((samples["a"] - 1.0) ** 2).sum(-1) + (samples["b"] - 1.0) ** 2
+    np.testing.assert_allclose(torch.stack([d["lp_minibatch"] for d in mcmc._diagnostics]), -energy)
+    assert kernel.model is None
+
+
+# Resume
+
+
+def saved_and_loaded(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+def resumed(state, num_samples=2, kernel=None, **options):
+    """A run that goes on from `state`, with a new kernel and the generator in another state."""
+    kernel = kernel or make()
+    kernel.load_state_dict(state)
+    return run(kernel, seed=99, num_samples=num_samples, warmup_steps=0, **options)
+
+
+@pytest.mark.parametrize(
+    "make_kernel",
+    [
+        make,
+        lambda: make(mass={"w": 2.0, "scale": 1.0}),
+        lambda: SGLD(model, step_size=1e-3, subsampling="without_replacement"),
+    ],
+)
+def test_a_resumed_run_goes_on_bit_for_bit(make_kernel):
+    whole = run(make_kernel(), num_samples=6)
+    first = run(make_kernel(), num_samples=2)
+    second = resumed(saved_and_loaded(first.kernel.state_dict()), kernel=make_kernel())
+    third = resumed(second.kernel.state_dict(), kernel=second.kernel)  # the same kernel, too
+    joined = {name: torch.cat([draws(m)[name] for m in (first, second, third)], 1) for name in ("w", "scale")}
+    assert_same(joined, draws(whole))
+    statistics = torch.cat([m._diagnostics[0]["lp_minibatch"] for m in (first, second, third)])
+    np.testing.assert_array_equal(statistics, whole._diagnostics[0]["lp_minibatch"])
+
+
+def test_several_chains_resume_each_from_its_own_state():
+    first = run(num_chains=2, num_samples=3)
+    state = saved_and_loaded(first.kernel.state_dict(first))
+    assert len(state["chains"]) == 2
+    both = draws(resumed(state, num_chains=2))
+    for chain in range(2):
+        alone = draws(resumed({"chains": state["chains"][chain : chain + 1]}))
+        assert_same(alone, {name: value[chain : chain + 1] for name, value in both.items()})
+
+
+@pytest.mark.slow
+def test_chains_in_processes_resume_each_from_its_own_state(many_processors):
+    whole = run(num_chains=2, num_samples=4)
+    first = run(num_chains=2, num_samples=2)
+    assert type(first.sampler).__name__ == "_MultiSampler"
+    second = resumed(first.kernel.state_dict(first), num_chains=2)
+    assert_same(
+        {name: torch.cat([draws(m)[name] for m in (first, second)], 1) for name in ("w", "scale")}, draws(whole)
+    )
+
+
+def test_a_resume_is_of_one_run():
+    kernel = make()
+    first = run(kernel, num_samples=2)
+    kernel.load_state_dict(first.kernel.state_dict())
+    run(kernel, num_samples=2, warmup_steps=0)
+    assert_same(draws(run(kernel)), draws(run()))
+
+
+def test_a_state_of_another_model_is_refused():
+    state = run().kernel.state_dict()
+    kernel = SGHMC(None, quadratic, step_size=0.1, friction=1.0)
+    kernel.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"the state to resume has the sites \['scale', 'w'\]"):
+        run(kernel, initial_params={"a": torch.zeros(2), "b": torch.tensor(1.0)})
+
+
+# Data
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_dtype_follows_the_model(dtype):
+    torch.set_default_dtype(dtype)
+    mcmc = run(None, X.to(dtype), Y.to(dtype))
+    assert {value.dtype for value in mcmc.get_samples().values()} == {dtype}
+    assert {value.dtype for value in mcmc.kernel.state_dict()["chains"][0]["extra"].values()} == {dtype}
+
+
+def test_integer_inputs():
+    def counts(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), subsample_size=B) as idx:
+            pyro.sample("y", dist.Poisson((w * x[idx]).exp()), obs=y[idx])
+
+    x, y = torch.arange(N) % 3, torch.tensor(rng.poisson(1.0, N))
+    samples = draws(run(SGLD(counts, step_size=1e-3), x.to(torch.uint8), y.to(torch.int32)))
+    assert_same(samples, draws(run(SGLD(counts, step_size=1e-3), x.double(), y.double())))
+
+
+# Compilation
+
+
+def tables():
+    return X, Y, torch.tensor(np.random.default_rng(1).normal(size=(6, 2)))
+
+
+@pytest.mark.slow
+def test_compiled_draws_equal_eager_ones():
+    kernel = make(two_plates, jit_compile=True)
+    eager = draws(run(make(two_plates), *tables()))
+    compiled = run(kernel, *tables(), num_chains=2)  # the second chain and the next run use the same graph
+    assert_same({n: v[:1] for n, v in draws(compiled).items()}, eager, rtol=1e-9, atol=1e-12)
+    graph = kernel._gradient._graph
+    x, y, table = tables()
+    assert_same(
+        draws(run(kernel, x, y + 1.0, table)), draws(run(make(two_plates), x, y + 1.0, table)), rtol=1e-9, atol=1e-12
+    )
+    assert kernel._gradient._graph is graph
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda *args, **kwargs: None)
+
+
+@pytest.mark.parametrize("temperature", [0.3, lambda t: 1.0 / (1.0 + t)])
+def test_without_a_compiler_the_traced_graph_runs(no_compiler, temperature):
+    eager = draws(run(make(two_plates, temperature=temperature), *tables()))
+    with pytest.warns(UserWarning, match="found no C\\+\\+ compiler .* runs the traced graph uncompiled"):
+        traced = run(make(two_plates, jit_compile=True, temperature=temperature), *tables())
+    assert_same(draws(traced), eager, rtol=1e-9, atol=1e-12)
+
+
+def test_a_traced_potential_fn_and_network(no_compiler):
+    start = {"a": torch.zeros(2), "b": torch.tensor(1.0)}
+    with pytest.warns(UserWarning, match="compiler"):
+        traced = run(SGLD(None, quadratic, step_size=0.1, jit_compile=True), initial_params=start)
+    assert_same(draws(traced), draws(run(SGLD(None, quadratic, step_size=0.1), initial_params=start)), rtol=1e-9)
+
+
+def test_a_graph_is_made_anew_for_other_constants(no_compiler):
+    def with_constants(x, y, z, scale=1.0):
+        offset = pyro.param("offset", torch.tensor(0.0))
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        with pyro.plate("data", len(x), subsample_size=B) as idx:
+            pyro.sample("y", dist.Normal(x[idx] @ w + offset, scale), obs=None if y is None else y[idx])
+
+    traced, eager = (SGLD(with_constants, step_size=1e-3, jit_compile=jit) for jit in (True, False))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "param sites")
+        warnings.filterwarnings("ignore", "jit_compile=True found no C")
+        for offset in (0.0, 5.0):
+            for args in ((X, Y, None), (X, Y, "text"), (X, Y, None, 0.5), (X.float().double(), Y + 1.0, None, 0.5)):
+                pyro.clear_param_store()
+                pyro.get_param_store()["offset"] = torch.tensor(offset)
+                assert_same(draws(run(traced, *args)), draws(run(eager, *args)), rtol=1e-9, atol=1e-12)
+    pyro.clear_param_store()
+
+
+@pytest.mark.slow
+def test_a_forked_chain_warns_and_runs_the_traced_graph(many_processors):
+    with pytest.raises(UserWarning, match=r'in a forked chain .* mp_context="spawn"'):  # an error by our settings
+        run(make(jit_compile=True), num_chains=2)
+
+
+@pytest.mark.parametrize("branch", ["if", "item"])
+def test_a_model_that_branches_on_a_tensor_is_named(branch):
+    def branching(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        if branch == "if":
+            loc = w * x[:, 0] if w > 0 else x[:, 0]
+        else:
+            loc = x[:, 0] * (w + 0.0 * w.item())
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"jit_compile=True cannot trace the model.*after site 'w'.*jit_compile=False"):
+        run(SGLD(branching, step_size=1e-3, jit_compile=True))
+    run(SGLD(branching, step_size=1e-3))
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        SGHMC.from_learning_rate(model, learning_rate=0.01, momentum=0.9, num_data=N, temperature=0.1),
+        norm_adjusting_sghmc(model, boost=3.0, adjust=0.5, momentum_scale=3.0, friction=5.0, step_size=0.02,
+                             resample_every=2),
+        SGHMC(model, step_size=lambda t: 0.02 / (1.0 + t), friction=5.0, mass={"w": 1.0, "scale": 2.0},
+              temperature=lambda t: min(1.0, t / 10), integrator="symplectic_euler"),
+        SGLD(model, step_size=1e-3, gradient_noise_variance={"w": 1.0, "scale": 0.0}, subsampling="with_replacement"),
+    ],
+    ids=["learning_rate", "norm_adjusting", "schedules", "compensated"],
+)  # fmt: skip
+def test_every_option_runs(kernel):
+    mcmc = run(kernel)
+    statistics = {name: mcmc._diagnostics[0][name] for name in kernel.statistic_fields}
+    assert all(torch.isfinite(value).all() for value in (mcmc.get_samples() | statistics).values())
