@@ -187,25 +187,32 @@ class StochasticGradientKernel(MCMCKernel):
         args, kwargs = potential.as_arrays((model_args, model_kwargs or {}))
         with jax.ensure_compile_time_eval():
             self.settings.check_schedules(max(num_warmup, 1))
-            if self._model is not None:
-                self._held = None
-                layout = self._layout(args, kwargs)
-                potential.warn_held(layout)
-                self._held = layout.held
-                self.settings.check_sites(list(layout.shapes))
-                self._check_start(init_params, layout)
-            elif init_params is None:
-                raise ValueError("potential_fn needs starting values: pass init_params= to MCMC.run")
-            else:
-                names = leaf_names(init_params)
-                self.settings.check_sites(None if None in names else names)
+        if self._model is not None:
+            self._held = None
+            layout = self._layout(args, kwargs)
+            potential.warn_held(layout)
+            self._held = layout.held
+            self.settings.check_sites(list(layout.shapes))
+            self._check_start(init_params, layout)
+        elif init_params is None:
+            raise ValueError("potential_fn needs starting values: pass init_params= to MCMC.run")
+        else:
+            names = leaf_names(init_params)
+            self.settings.check_sites(None if None in names else names)
         self._sample_fn = self._draw
-        one_chain = partial(self._start_chain, args=args, kwargs=kwargs)
-        with validation_enabled(False):  # its messages name no site, and _check_finite's do
+        leaves, structure = jax.tree.flatten((args, kwargs))
+        arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Array)}
+
+        @jax.jit  # with the data as arguments: as constants they would be copied into the program
+        def start(rng_key: Array, init_params: Any, arrays: dict[int, Array]) -> Any:
+            args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
+            one_chain = partial(self._start_chain, args=args, kwargs=kwargs)
             if is_prng_key(rng_key):
-                state = one_chain(rng_key, init_params)
-            else:
-                state = jax.vmap(one_chain, out_axes=self._axes)(rng_key, init_params)
+                return one_chain(rng_key, init_params)
+            return jax.vmap(one_chain, out_axes=self._axes)(rng_key, init_params)
+
+        with validation_enabled(False):  # its messages name no site, and _check_finite's do
+            state = start(rng_key, init_params, arrays)
             self._check_finite(state, args, kwargs)
         return state
 
@@ -317,7 +324,7 @@ class StochasticGradientKernel(MCMCKernel):
             return lambda z: z
         args, kwargs = potential.as_arrays((model_args, model_kwargs or {}))
         layout = self._layout(args, kwargs)
-        return lambda z: potential.constrain(self._model, layout, z, args, kwargs)
+        return jax.jit(lambda z: potential.constrain(self._model, layout, z, args, kwargs))
 
     def get_diagnostics_str(self, state: Any) -> str:
         """Text behind the host's progress bar."""

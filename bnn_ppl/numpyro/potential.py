@@ -238,6 +238,18 @@ def inspect(
     ValueError
         For a model that cannot be sampled; the message names the site or plate and the remedy.
     """
+    found: list[Layout] = []
+    # Traced, not run: eagerly, each operation of the model would be compiled on its own.
+    jax.eval_shape(lambda: found.append(_inspect(model, args, kwargs, batch_size, held)))
+    if held is not None or not found[0].held:
+        return found[0]
+    with jax.ensure_compile_time_eval():
+        return _inspect(model, args, kwargs, batch_size, held)
+
+
+def _inspect(
+    model: Callable, args: tuple, kwargs: dict, batch_size: int | Mapping[str, int] | None, held: dict | None
+) -> Layout:
     model_trace, _ = _look(model, held or {}, {}, args, kwargs)
     for site in model_trace.values():
         if site["type"] == "plate" and site["args"][1] is not None and site["args"][1] > site["args"][0]:

@@ -155,25 +155,23 @@ def test_parallel_chains_and_sharded_data_on_two_devices():
 # Random keys
 
 
-def test_the_same_key_gives_the_same_draws_and_another_others(one_chain):
-    assert_same(run().get_samples(), one_chain.get_samples(), rtol=0.0, atol=0.0)
-    assert (run(key=random.key(4)).get_samples()["w"] != one_chain.get_samples()["w"]).all()
+def test_another_key_gives_other_draws(one_chain):
+    raw = random.PRNGKey(4)
+    assert (run(key=raw).get_samples()["w"] != one_chain.get_samples()["w"]).all()
 
 
-def test_raw_keys_give_the_same_draws(one_chain, two_chains):
-    assert_same(run(key=random.key_data(KEY)).get_samples(), one_chain.get_samples())
+def test_raw_keys_give_the_same_draws(two_chains):
     raw = run(key=random.key_data(KEY), num_chains=2, chain_method="vectorized")
     assert_same(raw.get_samples(), two_chains.get_samples())
 
 
-@pytest.mark.parametrize("num_chains", [1, 2])
-def test_keys_of_another_generator(num_chains, one_chain):
+@pytest.mark.parametrize("method", ["sequential", "vectorized"])
+def test_keys_of_another_generator(method, two_chains):
     key = random.key(3, impl="rbg")
-    options = {"key": key, "num_chains": num_chains, "chain_method": "vectorized"}
-    samples = run(**options).get_samples(group_by_chain=True)
-    assert samples["w"].shape == (num_chains, 4, 2)
+    samples = run(key=key, num_chains=2, chain_method=method).get_samples(group_by_chain=True)
+    assert samples["w"].shape == (2, 4, 2)
     assert np.isfinite(samples["w"]).all()
-    assert (samples["w"][0] != one_chain.get_samples()["w"]).all()
+    assert len(np.unique([samples["w"], two_chains.get_samples(group_by_chain=True)["w"]])) == 2 * 16
 
 
 # What is collected
@@ -230,12 +228,11 @@ def test_diagnostics_and_summary(num_chains, one_chain, two_chains, capsys):
 # Warm-up and resume
 
 
-@pytest.mark.parametrize("method", ["sequential", "vectorized"])
-def test_warmup_then_run_is_one_run(method, two_chains):
-    mcmc = MCMC(make(), num_warmup=1, num_samples=4, num_chains=2, chain_method=method, progress_bar=False)
+def test_warmup_then_run_is_one_run(two_chains):
+    mcmc = MCMC(make(), num_warmup=1, num_samples=4, num_chains=2, chain_method="vectorized", progress_bar=False)
     mcmc.warmup(KEY, X, Y)
     mcmc.run(mcmc.post_warmup_state.rng_key, X, Y)
-    assert_same(mcmc.get_samples(True), two_chains.get_samples(True), rtol=1e-10 if method == "vectorized" else 0.0)
+    assert_same(mcmc.get_samples(True), two_chains.get_samples(True))
 
 
 def test_a_resumed_run_goes_on_bit_for_bit(one_chain):
@@ -268,9 +265,8 @@ def test_data_as_arguments_of_the_program(one_chain):
 
 
 def test_jax_arrays_numpy_arrays_and_keywords_are_the_same(one_chain):
-    assert_same(run(None, jnp.asarray(X), jnp.asarray(Y)).get_samples(), one_chain.get_samples())
     mcmc = MCMC(make(), num_warmup=1, num_samples=4, progress_bar=False)
-    mcmc.run(KEY, x=X, y=Y)
+    mcmc.run(KEY, x=jnp.asarray(X), y=Y)
     assert_same(mcmc.get_samples(), one_chain.get_samples())
 
 
@@ -280,12 +276,11 @@ def test_integer_inputs():
         with numpyro.plate("data", len(x), subsample_size=B) as idx:
             numpyro.sample("y", dist.Poisson(jnp.exp(w * x[idx])), obs=y[idx])
 
-    x, y = np.arange(N) % 3, rng.poisson(1.0, N).astype(np.int32)
-    mcmc = run(SGLD(counts, step_size=1e-3), x.astype(np.uint8), y)
-    assert_same(mcmc.get_samples(), run(SGLD(counts, step_size=1e-3), x.astype(float), y.astype(float)).get_samples())
-    # Integer starting values become floats.
-    started = run(SGLD(counts, step_size=1e-3), x, y, init_params={"w": 1})
-    assert started.get_samples()["w"].dtype == np.float64
+    x, y = np.arange(N) % 3, rng.poisson(1.0, N)
+    kernel = SGLD(counts, step_size=1e-3)
+    of_integers = run(kernel, x.astype(np.uint8), y.astype(np.int32), init_params={"w": 1}).get_samples()
+    assert of_integers["w"].dtype == np.float64
+    assert_same(of_integers, run(kernel, x.astype(float), y.astype(float), init_params={"w": 1.0}).get_samples())
 
 
 def test_the_dtype_follows_the_model():
@@ -300,14 +295,12 @@ def test_the_dtype_follows_the_model():
 # Starting values, potential_fn
 
 
-def test_init_params(one_chain):
-    start = {"w": jnp.array([0.5, -0.5]), "scale": jnp.array(-1.0)}
-    mcmc = run(make(step_size=1e-8, temperature=0.0), init_params=start, extra_fields=("z",))
-    np.testing.assert_allclose(mcmc.get_samples()["w"][0], start["w"], atol=1e-6)
-    np.testing.assert_allclose(mcmc.get_samples()["scale"][0], np.exp(-1.0), atol=1e-6)
-    several = {name: jnp.stack([value, value + 1.0]) for name, value in start.items()}
-    mcmc = run(make(step_size=1e-8, temperature=0.0), init_params=several, num_chains=2, chain_method="vectorized")
-    np.testing.assert_allclose(mcmc.get_samples(True)["w"][:, 0], several["w"], atol=1e-6)
+def test_init_params():
+    start = {"w": jnp.array([[0.5, -0.5], [1.5, 0.5]]), "scale": jnp.array([-1.0, 0.0])}
+    kernel = make(step_size=1e-8, temperature=0.0)
+    samples = run(kernel, init_params=start, num_chains=2, chain_method="vectorized").get_samples(group_by_chain=True)
+    np.testing.assert_allclose(samples["w"][:, 0], start["w"], atol=1e-6)
+    np.testing.assert_allclose(samples["scale"][:, 0], np.exp(start["scale"]), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -354,20 +347,18 @@ def test_potential_fn_with_several_chains():
 def test_kernels_pickle(one_chain):
     kernel = pickle.loads(pickle.dumps(one_chain.sampler))
     assert kernel.settings == one_chain.sampler.settings
-    assert_same(run(kernel).get_samples(), one_chain.get_samples())
+    assert_same(run(kernel).get_samples(), one_chain.get_samples(), rtol=0.0, atol=0.0)
 
 
 @pytest.mark.parametrize(
     "kernel",
     [
-        SGHMC.from_learning_rate(model, learning_rate=0.01, momentum=0.9, num_data=N, temperature=0.1),
         norm_adjusting_sghmc(model, boost=3.0, adjust=0.5, momentum_scale=3.0, friction=5.0, step_size=0.02,
                              resample_every=2),
         SGHMC(model, step_size=lambda t: 0.02 / (1.0 + t), friction=5.0, mass={"w": 1.0, "scale": 2.0},
               temperature=lambda t: jnp.minimum(1.0, t / 10), integrator="symplectic_euler", noise="fast"),
-        SGLD(model, step_size=1e-3, gradient_noise_variance={"w": 1.0, "scale": 0.0}, subsampling="with_replacement"),
     ],
-    ids=["learning_rate", "norm_adjusting", "schedules", "compensated"],
+    ids=["norm_adjusting", "schedules"],
 )  # fmt: skip
 def test_every_option_runs(kernel):
     mcmc = run(kernel)
