@@ -87,7 +87,7 @@ def numpyro_contestants(name: str) -> dict[str, Callable[[], int]]:
 
     def floor_calls() -> int:
         for i in range(steps):
-            value, slope = gradient(start, jnp.int32(i), x, y)
+            _, slope = gradient(start, jnp.int32(i), x, y)
         jax.block_until_ready(slope)
         return steps
 

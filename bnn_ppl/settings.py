@@ -49,13 +49,13 @@ def check_target(model: Any, potential_fn: Any) -> None:
         raise ValueError(f"{name} must be callable, got {value!r}")
 
 
-def _values(by_site: BySite) -> dict[str | None, float]:
+def _values(by_site: BySite) -> dict[Any, float]:
     return dict(by_site) if isinstance(by_site, Mapping) else {None: by_site}
 
 
-def at_site(by_site: BySite, site: str | None) -> float:
+def at_site(by_site: BySite, site: Any) -> float:
     """Value of a number, or of a dict by site name, at one site."""
-    return by_site[site] if isinstance(by_site, Mapping) else by_site  # type: ignore[index]
+    return by_site[site] if isinstance(by_site, Mapping) else by_site
 
 
 def _check_number(label: str, value: Any, *, positive: bool) -> None:
@@ -225,7 +225,7 @@ class SGHMCSettings(SGLDSettings):
 
 def learning_rate_arguments(
     learning_rate: float, momentum: float, num_data: int, mass: float, integrator: str
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Step size and friction at which SGHMC with T = 0 is SGD with this learning rate and momentum.
 
     For ``"baoab"``, c = momentum, h = sqrt(2 l M / (N (1 + c))) and C = -M ln c / h; for ``"symplectic_euler"``,

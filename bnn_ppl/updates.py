@@ -84,9 +84,7 @@ def baoab_coefficients(
 ) -> Coefficients:
     """Coefficients of `baoab`; `kick_fraction` is 1/2 right after a momentum refresh, else 1."""
     rate = step_size * friction / mass
-    variance = baoab_noise_variance(
-        step_size, friction, mass, temperature, kick_fraction**2 * gradient_noise_variance
-    )
+    variance = baoab_noise_variance(step_size, friction, mass, temperature, kick_fraction**2 * gradient_noise_variance)
     return Coefficients(
         kick=kick_fraction * step_size,
         decay=namespace(rate).exp(-rate),

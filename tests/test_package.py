@@ -20,8 +20,7 @@ SOURCES = sorted(path for room in ROOMS.values() for path in room.rglob("*.py"))
 
 # What each backend brings. The other side imports none of it, and shared modules import neither.
 BACKENDS = {
-    "numpyro": {"jax", "jaxlib", "numpyro", "optax", "flax", "equinox"}
-    | {"bnn_ppl.numpyro", "bnn_ppl.models.numpyro"},
+    "numpyro": {"jax", "jaxlib", "numpyro", "optax", "flax", "equinox"} | {"bnn_ppl.numpyro", "bnn_ppl.models.numpyro"},
     "pyro": {"torch", "torchvision", "pyro", "bnn_ppl.pyro", "bnn_ppl.models.pyro"},
 }
 # What shared modules may import beside the standard library and NumPy.
@@ -216,9 +215,7 @@ def blocked(*modules: str) -> str:
     return f"import sys\nsys.modules.update(dict.fromkeys({modules!r}))\n"
 
 
-@pytest.mark.parametrize(
-    ("side", "absent"), [("numpyro", ("torch", "pyro")), ("pyro", ("jax", "jaxlib", "numpyro"))]
-)
+@pytest.mark.parametrize(("side", "absent"), [("numpyro", ("torch", "pyro")), ("pyro", ("jax", "jaxlib", "numpyro"))])
 def test_backend_works_without_the_other(side, absent, tmp_path):
     prelude = blocked(*absent) + f"side = {side!r}\n"
     ran = python(prelude + textwrap.dedent(CHAINS[side]) + textwrap.dedent(END_TO_END), tmp_path)
@@ -295,9 +292,7 @@ def interface(module: str, name: str, side: str) -> dict[str, dict[str, str]]:
     for item in node.body:
         if isinstance(item, ast.FunctionDef):
             decorators = {ast.unparse(decorator) for decorator in item.decorator_list}
-            if item.name == "__init__" or (
-                decorators & {"classmethod", "staticmethod"} and item.name[0] != "_"
-            ):
+            if item.name == "__init__" or (decorators & {"classmethod", "staticmethod"} and item.name[0] != "_"):
                 members[item.name] = signature(item, side)
         elif isinstance(item, ast.AnnAssign) and not ast.unparse(item.target).startswith("_"):
             default = ast.unparse(item.value) if item.value else "required"

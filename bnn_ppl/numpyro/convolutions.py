@@ -165,9 +165,7 @@ def _channels_last(strides: Any, padding: Any, dilation: Any, precision: Any) ->
         dw = raw(jnp.swapaxes(x, 0, -1), jnp.moveaxis(dy, 0, -2), dilation, pads, rhs_dilation=strides)
         return jnp.moveaxis(dw, 0, -2)
 
-    def backward(
-        saved: tuple[Array, Array], dy: Array
-    ) -> tuple[Array, Array]:
+    def backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
         # XLA drops the input's gradient where nobody needs it.
         return input_gradient(*saved, dy), kernel_gradient(*saved, dy)
 

@@ -8,13 +8,13 @@ unconstrained coordinate is the prior's centre plus s z with z standard normal a
 * s = 0.1 in unconstrained coordinates on any other site.
 """
 
-from functools import partial
 import math
+from functools import partial
 from typing import Any
 
 import jax
-from jax import Array, random
 import jax.numpy as jnp
+from jax import Array, random
 from numpyro.distributions import biject_to, constraints
 from numpyro.infer.util import helpful_support_errors
 

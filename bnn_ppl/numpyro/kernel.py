@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-from jax import Array, lax, random
 import jax.numpy as jnp
+from jax import Array, lax, random
 from numpyro.distributions.distribution import validation_enabled
 from numpyro.infer.initialization import init_to_value
 from numpyro.infer.mcmc import MCMCKernel
@@ -22,6 +22,8 @@ from numpyro.util import is_prng_key
 from bnn_ppl.numpyro import minibatches, noise, potential
 from bnn_ppl.numpyro.convolutions import fast_convolutions
 from bnn_ppl.numpyro.initialization import init_to_prior_center
+from bnn_ppl.numpyro.layout import Layout, inspect_model, warn_held
+from bnn_ppl.numpyro.plates import as_arrays, full_data
 from bnn_ppl.schedules import value_at
 from bnn_ppl.settings import SGLDSettings, check_choice, check_target
 
@@ -51,7 +53,7 @@ class Keys(NamedTuple):
     data: Array
 
 
-def leaf_names(z: Any) -> list[str | None]:
+def leaf_names(z: Any) -> list[Any]:
     """Site name of each leaf of `z` in flattening order; None for positions that are no dict of arrays."""
     leaves = jax.tree.leaves(z)
     flat_dict = isinstance(z, dict) and len(leaves) == len(z) and all(isinstance(k, str) for k in z)
@@ -71,7 +73,7 @@ def draw_noise(words: Array, counter: Array, z: Any, kind: str) -> Any:
 
 def dot(a: Any, b: Any) -> Array:
     """Inner product over all leaves."""
-    return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)))
+    return jnp.asarray(sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b))))
 
 
 def size(z: Any) -> int:
@@ -91,7 +93,7 @@ class StochasticGradientKernel(MCMCKernel):
     """
 
     sample_field = "z"
-    state_type: type
+    state_type: Any
     statistic_fields: tuple[str, ...]
     extra_fields: tuple[str, ...] = ()
 
@@ -108,8 +110,8 @@ class StochasticGradientKernel(MCMCKernel):
             raise ValueError(
                 f"batch_size={settings.batch_size!r} needs a model with a data plate; potential_fn has no rows"
             )
-        self._model = model
-        self._potential_fn = potential_fn
+        self._model: Any = model
+        self._potential_fn: Any = potential_fn
         self._init_strategy = init_to_prior_center() if init_strategy is None else _as_strategy(init_strategy)
         self._held: dict | None = None
         self._sample_fn: Callable | None = None
@@ -118,7 +120,7 @@ class StochasticGradientKernel(MCMCKernel):
     @property
     def model(self) -> Callable | None:
         """Full-data view of the model, so that the host and ArviZ see all rows; None with `potential_fn`."""
-        return None if self._model is None else potential.full_data(self._model)
+        return None if self._model is None else full_data(self._model)
 
     @property
     def default_fields(self) -> tuple[str, ...]:
@@ -146,13 +148,13 @@ class StochasticGradientKernel(MCMCKernel):
     def statistics(self, step: Array, z: Any, extra: dict[str, Any], now: Evaluation) -> dict[str, Array]:
         """What a draw records besides its position."""
 
-    def _layout(self, args: tuple, kwargs: dict) -> potential.Layout:
-        return potential.inspect(self._model, args, kwargs, self.settings.batch_size, self._held)
+    def _layout(self, args: tuple, kwargs: dict) -> Layout:
+        return inspect_model(self._model, args, kwargs, self.settings.batch_size, self._held)
 
     def _target(self, args: tuple, kwargs: dict) -> Target:
         if self._model is None:
             return Target(lambda z, temperature, batch: self._potential_fn(z), {})
-        args, kwargs = potential.as_arrays((args, kwargs))
+        args, kwargs = as_arrays((args, kwargs))
         layout = self._layout(args, kwargs)
 
         def energy(z: Any, temperature: Array, batch: dict[str, Array]) -> Array:
@@ -184,13 +186,13 @@ class StochasticGradientKernel(MCMCKernel):
         self, rng_key: Array, num_warmup: int, init_params: Any, model_args: tuple, model_kwargs: dict | None
     ) -> Any:
         """State in which a chain starts, or a batch of chains for a batch of keys; the host calls this."""
-        args, kwargs = potential.as_arrays((model_args, model_kwargs or {}))
+        args, kwargs = as_arrays((model_args, model_kwargs or {}))
         with jax.ensure_compile_time_eval():
             self.settings.check_schedules(max(num_warmup, 1))
         if self._model is not None:
             self._held = None
             layout = self._layout(args, kwargs)
-            potential.warn_held(layout)
+            warn_held(layout)
             self._held = layout.held
             self.settings.check_sites(list(layout.shapes))
             self._check_start(init_params, layout)
@@ -216,7 +218,7 @@ class StochasticGradientKernel(MCMCKernel):
             self._check_finite(state, args, kwargs)
         return state
 
-    def _check_start(self, init_params: Any, layout: potential.Layout) -> None:
+    def _check_start(self, init_params: Any, layout: Layout) -> None:
         if init_params is not None and set(init_params) != set(layout.shapes):
             raise ValueError(
                 f"init_params has the sites {sorted(init_params)}, the model {sorted(layout.shapes)}: give an "
@@ -322,7 +324,7 @@ class StochasticGradientKernel(MCMCKernel):
         """Map from unconstrained to the user's coordinates, with the deterministic sites; the host calls this."""
         if self._model is None:
             return lambda z: z
-        args, kwargs = potential.as_arrays((model_args, model_kwargs or {}))
+        args, kwargs = as_arrays((model_args, model_kwargs or {}))
         layout = self._layout(args, kwargs)
         return jax.jit(lambda z: potential.constrain(self._model, layout, z, args, kwargs))
 

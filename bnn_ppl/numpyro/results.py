@@ -16,8 +16,9 @@ from numpyro.handlers import substitute, trace
 from numpyro.infer import MCMC
 from numpyro.primitives import Messenger
 
-from bnn_ppl.numpyro import potential
 from bnn_ppl.numpyro.kernel import StochasticGradientKernel
+from bnn_ppl.numpyro.layout import plates_of
+from bnn_ppl.numpyro.plates import FullData, SetPlates, as_arrays
 from bnn_ppl.settings import Plate
 
 # Names that ArviZ gives to the statistics of the host's kernels.
@@ -98,7 +99,7 @@ def read(mcmc: Any) -> Results:
     kernel = mcmc.sampler
     ours = isinstance(kernel, StochasticGradientKernel)
     samples = _by_name(mcmc.get_samples(group_by_chain=True))
-    args, kwargs = potential.as_arrays((mcmc._args, mcmc._kwargs))
+    args, kwargs = as_arrays((mcmc._args, mcmc._kwargs))
     model, held, plates = getattr(kernel, "model", None), {}, {}
     if ours and model is not None:
         layout = kernel._layout(args, kwargs)
@@ -106,7 +107,7 @@ def read(mcmc: Any) -> Results:
     sites: dict[str, Site] = {}
     if model is not None:
         found = _sites(model, {n: v[0, 0] for n, v in samples.items()} | held, plates, args, kwargs)
-        plates = plates or potential._plates_of(found)
+        plates = plates or plates_of(found)
         held = held or {n: s["value"] for n, s in found.items() if s["type"] in ("param", "mutable")}
         sites = {name: site for name in found if (site := _describe(found[name], samples)) is not None}
     statistics = _statistics(mcmc, full_batch=not any(plate.subsampled for plate in plates.values()))
@@ -157,7 +158,7 @@ def _sites(model: Callable, values: dict, plates: Mapping[str, Plate], args: tup
     """Trace of the model on the first rows of its plates."""
     rows = {p.name: jnp.arange(p.batch_size) for p in plates.values() if p.subsampled}
     seeded = seed_handler(substitute(model, data=values), random.key(0))
-    model = potential._SetPlates(seeded, lambda name, size, b: rows.get(name))
+    model = SetPlates(seeded, lambda name, size, b: rows.get(name))
     with validation_enabled(False):  # as the host samples: a draw may lie at the edge of a support
         return trace(model).get_trace(*args, **kwargs)
 
@@ -178,7 +179,7 @@ def _describe(site: dict, samples: Mapping[str, Any]) -> Site | None:
 
 def _by_parameter(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
     """Array arguments of a model by the names of its parameters."""
-    while isinstance(model, Messenger | potential.FullData):
+    while isinstance(model, Messenger | FullData):
         model = model.fn if isinstance(model, Messenger) else model.model
     named: dict[str, Any] = {}
     try:
@@ -281,7 +282,7 @@ def evaluator(results: Results, what: str, names: Sequence[str], seed: int) -> C
         model: Callable = seed_handler(substitute(results.model, data=results.held | draw), key)
         if what == "posterior_predictive":
             model = _SampleObserved(model, random.fold_in(key, 0), chunk, results.sites)
-        found = trace(potential._SetPlates(model, lambda name, size, b: rows.get(name))).get_trace(*args, **kwargs)
+        found = trace(SetPlates(model, lambda name, size, b: rows.get(name))).get_trace(*args, **kwargs)
         if what == "log_likelihood":
             return {name: found[name]["fn"].log_prob(found[name]["value"]) for name in wanted}
         return {name: jnp.asarray(found[name]["value"]) for name in wanted}

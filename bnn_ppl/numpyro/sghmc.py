@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jax import Array, lax
 import jax.numpy as jnp
+from jax import Array, lax
 
+from bnn_ppl import updates
 from bnn_ppl.numpyro.kernel import Evaluation, StochasticGradientKernel, dot, draw_noise, leaf_names, size
 from bnn_ppl.schedules import Schedule, value_at
 from bnn_ppl.settings import INTEGRATORS, SGHMCSettings, at_site, learning_rate_arguments, norm_adjusting_arguments
@@ -224,7 +225,8 @@ class SGHMC(StochasticGradientKernel):
     ) -> tuple[Any, dict[str, Any]]:
         """One gradient step, after a momentum refresh where one is due."""
         settings = self.settings
-        momentum, kick_fraction = extra["momentum"], 1.0
+        momentum = extra["momentum"]
+        kick_fraction: Any = 1.0
         if settings.resample_every is not None:
             due = step % settings.resample_every == 0
             scale = settings.refresh_scale(step)
@@ -241,11 +243,12 @@ class SGHMC(StochasticGradientKernel):
             for m, v in {self._mass_and_noise(name) for name in names}
         }
         normal = draw_noise(noise_words, counter, z, settings.noise)
+        moved = []
         leaves = [jax.tree.leaves(tree) for tree in (z, momentum, gradient, normal)]
-        moved = [
-            move(*arrays, type(c)(*(jnp.asarray(x, arrays[0].dtype) for x in c)))
-            for *arrays, c in zip(*leaves, [by_site[self._mass_and_noise(name)] for name in names], strict=True)
-        ]
+        for position, r, slope, xi, name in zip(*leaves, names, strict=True):
+            numbers = by_site[self._mass_and_noise(name)]
+            numbers = updates.Coefficients(*(jnp.asarray(x, position.dtype) for x in numbers))
+            moved.append(move(position, r, slope, xi, numbers))
         z, momentum = (jax.tree.unflatten(jax.tree.structure(z), list(part)) for part in zip(*moved, strict=True))
         return z, {"momentum": momentum}
 
@@ -262,7 +265,7 @@ class SGHMC(StochasticGradientKernel):
             "lp_minibatch": -now.energy,
             "step_size": jnp.asarray(value_at(self.settings.step_size, step), dtype),
             "temperature": jnp.asarray(value_at(self.settings.temperature, step), dtype),
-            "kinetic_temperature": kinetic / size(z),
+            "kinetic_temperature": jnp.asarray(kinetic) / size(z),
             "configurational_temperature": dot(z, now.gradient) / size(z),
             "position_norm_sq": dot(z, z),
             "position_momentum": dot(z, momentum),

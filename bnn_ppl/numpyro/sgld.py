@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jax import Array
 import jax.numpy as jnp
+from jax import Array
 
 from bnn_ppl import updates
 from bnn_ppl.namespaces import namespace

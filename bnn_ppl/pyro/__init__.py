@@ -7,7 +7,7 @@ except ModuleNotFoundError as error:
     raise ImportError("bnn_ppl.pyro needs pyro-ppl and torch: pip install 'bnn_ppl[pyro]'") from error
 
 from bnn_ppl.pyro.initialization import init_to_prior_center
-from bnn_ppl.pyro.potential import full_data
+from bnn_ppl.pyro.plates import full_data
 from bnn_ppl.pyro.sghmc import SGHMC, norm_adjusting_sghmc
 from bnn_ppl.pyro.sgld import SGLD
 

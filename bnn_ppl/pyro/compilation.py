@@ -4,12 +4,12 @@ Tracing takes Pyro's handlers out of the loop: ``make_fx`` records the tensor op
 position, temperature, minibatch and data as inputs, and ``torch.compile`` turns them into one program.
 """
 
-from collections.abc import Callable
 import multiprocessing
 import os
 import shutil
-from typing import Any
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pyro
 import torch

@@ -11,9 +11,9 @@ unconstrained coordinate is the prior's centre plus s z with z standard normal a
 import math
 from typing import Any
 
-from torch.distributions import biject_to, constraints
 import torch
 from torch import Tensor
+from torch.distributions import biject_to, constraints
 
 _MEDIAN_DRAWS = 15
 

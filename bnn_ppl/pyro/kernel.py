@@ -6,21 +6,23 @@ of minibatch k + 1 at the new position. Positions, momenta and gradients are fla
 order of their names: a handful of operations a step, however many layers a network has.
 """
 
+import multiprocessing
+import warnings
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
-import multiprocessing
 from typing import Any
-import warnings
 
-from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 import torch
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from bnn_ppl.pyro import potential
 from bnn_ppl.pyro.compilation import Gradient
 from bnn_ppl.pyro.initialization import init_to_prior_center
+from bnn_ppl.pyro.layout import inspect_model, same_held, warn_held
 from bnn_ppl.pyro.minibatches import IndexStream
+from bnn_ppl.pyro.plates import full_data
 from bnn_ppl.schedules import check_values, value_at
 from bnn_ppl.settings import SGLDSettings, at_site, check_choice, check_target
 
@@ -34,6 +36,9 @@ class StochasticGradientKernel(MCMCKernel):
     """
 
     statistic_fields: tuple[str, ...]
+    _position: Tensor
+    _energy: Tensor
+    _grad: Tensor
 
     def __init__(
         self,
@@ -49,8 +54,8 @@ class StochasticGradientKernel(MCMCKernel):
             raise ValueError(
                 f"batch_size={settings.batch_size!r} needs a model with a data plate; potential_fn has no rows"
             )
-        self._model = model
-        self._potential_fn = potential_fn
+        self._model: Any = model
+        self._potential_fn: Any = potential_fn
         self._init_strategy = init_to_prior_center if init_strategy is None else init_strategy
         self.settings = settings
         self.jit_compile = jit_compile
@@ -73,7 +78,7 @@ class StochasticGradientKernel(MCMCKernel):
     @property
     def model(self) -> Callable | None:
         """Full-data view of the model; None with `potential_fn`."""
-        return None if self._model is None else potential.full_data(self._model)
+        return None if self._model is None else full_data(self._model)
 
     @property
     def initial_params(self) -> dict[str, Tensor]:
@@ -112,7 +117,6 @@ class StochasticGradientKernel(MCMCKernel):
         self._draws = 0
         self._divergences: list[int] = []
         self._records: dict[str, list[float]] = {name: [] for name in self.statistic_fields}
-        self._energy: Tensor | None = None
         self._step = 0
         self._position = self._flatten(initial)
         self._streams = {
@@ -137,10 +141,10 @@ class StochasticGradientKernel(MCMCKernel):
         return initial
 
     def _setup_model(self, args: tuple, kwargs: dict) -> dict[str, Tensor]:
-        layout = potential.inspect(self._model, self._init_strategy, args, kwargs, self.settings.batch_size)
-        potential.warn_held(layout)
+        layout = inspect_model(self._model, self._init_strategy, args, kwargs, self.settings.batch_size)
+        warn_held(layout)
         before = getattr(self, "_layout", None)
-        if before is not None and not potential.same_held(layout, before):
+        if before is not None and not same_held(layout, before):
             self._gradient = Gradient(self.jit_compile)  # the graph holds the old values as constants
         self._layout = layout
         self.settings.check_sites(list(layout.initial))

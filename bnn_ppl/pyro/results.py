@@ -16,8 +16,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from bnn_ppl.pyro import potential
 from bnn_ppl.pyro.kernel import StochasticGradientKernel
+from bnn_ppl.pyro.layout import plates_of
+from bnn_ppl.pyro.plates import FullData, any_number_of_rows
 from bnn_ppl.settings import Plate
 
 
@@ -105,7 +106,7 @@ def read(mcmc: Any) -> Results:
         with _undisturbed(samples):
             first = _Replay({name: value[0, 0] for name, value in samples.items()}, held, rows)
             found = first.run(model, mcmc._args, mcmc._kwargs)
-        plates = plates or potential._plates_of(found)
+        plates = plates or plates_of(found)
         held = held or {n: s["value"].detach() for n, s in found.items() if s["type"] == "param"}
         sites = {name: site for name in found if (site := _describe(found[name])) is not None}
     statistics = _statistics(mcmc, full_batch=not any(plate.subsampled for plate in plates.values()))
@@ -160,7 +161,7 @@ class _Replay(Messenger):
 
     def run(self, model: Any, args: tuple, kwargs: dict) -> dict[str, dict]:
         """Sites of the model."""
-        with potential._any_number_of_rows(), poutine.block(), self:
+        with any_number_of_rows(), poutine.block(), self:
             return dict(poutine.trace(model).get_trace(*args, **kwargs).nodes)
 
     def _pyro_param(self, msg: dict) -> None:
@@ -217,7 +218,7 @@ def _describe(site: dict) -> Site | None:
 
 def _by_parameter(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
     """Array arguments of a model by the names of its parameters."""
-    while isinstance(model, potential.FullData):
+    while isinstance(model, FullData):
         model = model.model
     model = model.forward if isinstance(model, torch.nn.Module) else model
     named: dict[str, Any] = {}

@@ -21,6 +21,7 @@ from numpyro.infer.util import potential_energy
 from scipy.stats import norm
 
 from bnn_ppl.numpyro import SGHMC, SGLD, full_data, init_to_prior_center, potential
+from bnn_ppl.numpyro import layout as layouts
 
 N, B = 12, 4
 rng = np.random.default_rng(0)
@@ -40,7 +41,7 @@ class Looked:
     def __init__(self, model, *args, batch_size=None, **kwargs):
         self.model, self.batch_size = model, batch_size
         self.args, self.kwargs = potential.as_arrays((args, kwargs))
-        self.layout = potential.inspect(model, self.args, self.kwargs, batch_size)
+        self.layout = layouts.inspect_model(model, self.args, self.kwargs, batch_size)
 
     def energy(self, z, batch, temperature=1.0):
         return potential.potential_energy(self.model, self.layout, z, temperature, batch, self.args, self.kwargs)

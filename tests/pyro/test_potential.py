@@ -26,6 +26,7 @@ from pyro.nn.module import to_pyro_module_
 from torch.distributions import biject_to
 
 from bnn_ppl.pyro import SGHMC, SGLD, full_data, init_to_prior_center, potential
+from bnn_ppl.pyro import layout as layouts
 
 N, B = 12, 4
 rng = np.random.default_rng(0)
@@ -49,7 +50,7 @@ class Looked:
 
     def __init__(self, model, *args, batch_size=None, **kwargs):
         self.model, self.args, self.kwargs = model, args, kwargs
-        self.layout = potential.inspect(model, init_to_prior_center, args, kwargs, batch_size)
+        self.layout = layouts.inspect_model(model, init_to_prior_center, args, kwargs, batch_size)
 
     def energy(self, z, batch, temperature=1.0):
         return potential.potential_energy(self.model, self.layout, z, temperature, batch, self.args, self.kwargs)
