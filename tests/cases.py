@@ -135,7 +135,7 @@ TRANSITIONS = [
 def transition_scores(case: str, scheme: str, theta, r) -> dict:
     """Scores of the draws of shape (DRAWS, TRANSITION_UNITS) by site; the first momentum is from N(0, T M)."""
     arguments = transition_arguments(case, scheme)
-    scores = {}
+    scores, centred = {}, {}
     for site, k in TRANSITION_CURVATURE.items():
         steps = []
         for step in range(DRAWS * STEPS_PER_DRAW):
@@ -152,6 +152,11 @@ def transition_scores(case: str, scheme: str, theta, r) -> dict:
             mean, covariance = moments[(draw + 1) * STEPS_PER_DRAW - 1]
             momentum = None if r is None else r[site][draw]
             scores |= moment_scores((site, draw), theta[site][draw], momentum, covariance, mean)
+            centred[site, draw] = theta[site][draw] - mean[0]
+    for draw in range(DRAWS):
+        heavy, light = centred["heavy", draw], centred["light", draw]
+        scores["across sites", draw] = laws.z_over_units(heavy * light, 0.0)
+        scores["across coordinates", draw] = laws.z_over_units(light[1:] * light[:-1], 0.0)
     return scores
 
 

@@ -275,9 +275,7 @@ def test_schedules_that_go_wrong_name_the_step(backend, name, value):
 
     options = SGHMC | {"resample_every": 2, "steps_per_draw": 2, name: schedule}
     kernel = backend.kernels.SGHMC(make_linear(backend), **options)
-    before = []
     text = message(backend.run, kernel, X, Y, num_warmup=5)
-    assert not before
     assert_all_in([name, "finite values that are at least 0", f"got {value!r}", "at gradient step 6"], text)
 
 
@@ -400,19 +398,15 @@ def test_starting_values_of_other_sites(backend):
 @pytest.mark.parametrize("subsample_size", [N, B])
 def test_nan_in_the_data_names_site_and_row(backend, subsample_size):
     bad = Y.copy()
-    bad[[2, 3, 5, 6, 8, 9, 10, 11]] = np.nan  # any four rows hold one of them, and which depends on the batch
-    bad[[0, 1, 4, 7]] = 0.5
-    seed = 1
-    text = message(
-        backend.run, backend.kernels.SGLD(make_linear(backend, subsample_size), step_size=1e-3), X, bad, seed=seed
-    )
+    bad[B:] = np.nan  # none in the first rows, and some in the first minibatch
+    text = message(backend.run, backend.kernels.SGLD(make_linear(backend, subsample_size), step_size=1e-3), X, bad)
     assert_all_in(
         ["not finite where the chain starts", "observed site 'y'", "plate 'data'", "check the data for NaN"], text
     )
     row = int(re.search(r"first at row (\d+)", text)[1])
     assert np.isnan(bad[row])
     if subsample_size == N:
-        assert row == 2
+        assert row == B
         assert "8 of 12 values" in text
 
 

@@ -22,6 +22,7 @@ from scipy.stats import norm
 
 from bnn_ppl.numpyro import SGHMC, SGLD, full_data, init_to_prior_center, potential
 from bnn_ppl.numpyro import layout as layouts
+from bnn_ppl.numpyro.plates import as_arrays
 
 N, B = 12, 4
 rng = np.random.default_rng(0)
@@ -36,11 +37,11 @@ def float64():
 
 
 class Looked:
-    """A model, its arguments, and what `inspect` found in it."""
+    """A model, its arguments, and what `inspect_model` found in it."""
 
     def __init__(self, model, *args, batch_size=None, **kwargs):
         self.model, self.batch_size = model, batch_size
-        self.args, self.kwargs = potential.as_arrays((args, kwargs))
+        self.args, self.kwargs = as_arrays((args, kwargs))
         self.layout = layouts.inspect_model(model, self.args, self.kwargs, batch_size)
 
     def energy(self, z, batch, temperature=1.0):
@@ -73,7 +74,7 @@ class Looked:
         values = [evaluate(z, batch) for batch in batches]
         assert np.ptp([jax.tree.leaves(value)[0] for value in values]) > 1e-6  # the minibatches do matter
         mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *values)
-        args, kwargs = potential.as_arrays((args, kwargs))
+        args, kwargs = as_arrays((args, kwargs))
         expected = jax.jit(differentiate(lambda z: potential_energy(host_model, args, kwargs, z)))(z)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), mean, expected)
 

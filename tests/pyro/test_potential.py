@@ -46,7 +46,7 @@ def float64():
 
 
 class Looked:
-    """A model, its arguments, and what `inspect` found in it."""
+    """A model, its arguments, and what `inspect_model` found in it."""
 
     def __init__(self, model, *args, batch_size=None, **kwargs):
         self.model, self.args, self.kwargs = model, args, kwargs
