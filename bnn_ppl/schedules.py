@@ -38,6 +38,8 @@ def check_values(name: str, schedule: float | Schedule, steps: Iterable[int], *,
     """
     if not callable(schedule):
         try:
+            if isinstance(schedule, str | bool):
+                raise TypeError
             value = float(schedule)
         except (TypeError, ValueError):
             raise ValueError(f"{name} must be a number or a callable of the step, got {schedule!r}") from None

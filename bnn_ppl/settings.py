@@ -105,9 +105,10 @@ class SGLDSettings:
                 check_count(f"batch_size[{plate!r}]", rows)
         elif self.batch_size is not None:
             check_count("batch_size", self.batch_size)
-        self.check_numbers([0] if not self._varies() else [])
+        self.check_numbers([0] if not self.varies() else [])
 
-    def _varies(self) -> bool:
+    def varies(self) -> bool:
+        """Whether what `check_numbers` checks changes over the steps."""
         return callable(self.step_size) or callable(self.temperature)
 
     def check_sites(self, sites: Iterable[str] | None) -> None:
@@ -119,7 +120,7 @@ class SGLDSettings:
         steps = trial_steps(num_draws * self.steps_per_draw)
         check_values("step_size", self.step_size, steps, positive=True)
         check_values("temperature", self.temperature, steps, positive=False)
-        if self._varies():
+        if self.varies():
             self.check_numbers(steps)
 
     def check_numbers(self, steps: Iterable[int]) -> None:
@@ -179,10 +180,6 @@ class SGHMCSettings(SGLDSettings):
         if scale is None or callable(scale) or callable(self.temperature):
             return False
         return not math.isclose(scale, self.temperature)  # beta / alpha of the norm-adjusting notes rounds
-
-    def refresh_scale(self, step: Any) -> Any:
-        """Variance of a fresh momentum over the mass, at a gradient step."""
-        return value_at(self.temperature if self.resample_scale is None else self.resample_scale, step)
 
     def check_sites(self, sites: Iterable[str] | None) -> None:
         """Check the dicts by site against the latent sites; None where positions have no site names."""
@@ -265,7 +262,7 @@ def norm_adjusting_arguments(
         check_values(name, value, (), positive=True)
     check_values("momentum_scale", momentum_scale, (), positive=False)
     _check_by_site("mass", mass, positive=True)
-    _check_by_site("friction", friction, positive=True)
+    check_values("friction", friction, (), positive=True)
     boosted = {site: boost * m for site, m in mass.items()} if isinstance(mass, Mapping) else boost * mass
     return {"mass": boosted, "friction": adjust * friction, "resample_scale": momentum_scale / boost}
 
@@ -299,11 +296,17 @@ def resolve_batch_size(plates: Mapping[str, Plate], batch_size: int | Mapping[st
         return {}
     if not isinstance(batch_size, Mapping):
         candidates = [p.name for p in plates.values() if p.observes and not p.subsampled and not p.holds_latents]
+        own = [p for p in plates.values() if p.observes and p.subsampled]
+        if not candidates and own:
+            raise ValueError(
+                f"batch_size={batch_size} for plate {own[0].name!r}, which has subsample_size={own[0].batch_size} "
+                "already: give one of the two"
+            )
         if len(candidates) != 1:
             found = f"the candidates {candidates}" if candidates else "none"
             raise ValueError(
                 f"batch_size={batch_size} needs exactly one full-data plate with observations and found {found}: "
-                "write the data plate without subsample_size, or give a dict by plate name"
+                "put the observations in a data plate without subsample_size, or give a dict by plate name"
             )
         batch_size = {candidates[0]: int(batch_size)}
     for name, rows in batch_size.items():
@@ -318,3 +321,42 @@ def resolve_batch_size(plates: Mapping[str, Plate], batch_size: int | Mapping[st
         if rows > plate.size:
             raise ValueError(f"batch_size={rows} is larger than plate {name!r} of {plate.size} rows")
     return {name: int(rows) for name, rows in batch_size.items()}
+
+
+def check_observation(name: str, value: tuple[int, ...], batch: tuple[int, ...], event_dim: int) -> None:
+    """Raise a ValueError if broadcasting counts an observed value more than once.
+
+    Parameters
+    ----------
+    name
+        The observed site.
+    value, batch
+        Shape of the observations, and batch shape of their distribution.
+    event_dim
+        Dimensions of one observation.
+    """
+    own = value[: len(value) - event_dim]
+    if value and math.prod(batch) > math.prod(own):
+        raise ValueError(
+            f"observed site {name!r} has values of shape {tuple(value)}, but its distribution has the batch shape "
+            f"{tuple(batch)}, so that each value would be counted {math.prod(batch) // max(math.prod(own), 1)} times: "
+            "give both the same shape, for instance by squeezing the network's output, mean[..., 0]"
+        )
+
+
+def bypass_message(name: str, plate: str, what: str) -> str:
+    """Error text for an observed site whose data do not follow the rows of its plate."""
+    return (
+        f"{what} of observed site {name!r} are the same for different rows of plate {plate!r}, so the data bypass it: "
+        "take both inputs and observations by the plate's indices, x[idx] and y[idx], or by subsample(...) inside it"
+    )
+
+
+def warn_data(shape: tuple[int, ...]) -> None:
+    """Tell the user that an argument of the model, of this shape, is not finite everywhere."""
+    warnings.warn(
+        f"an argument of the model, of shape {shape}, has NaN or infinite values: unless the model masks them, the "
+        "chain diverges whenever a minibatch meets them",
+        UserWarning,
+        stacklevel=4,
+    )

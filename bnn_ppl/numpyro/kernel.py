@@ -22,7 +22,7 @@ from numpyro.util import is_prng_key
 from bnn_ppl.numpyro import minibatches, noise, potential
 from bnn_ppl.numpyro.convolutions import fast_convolutions
 from bnn_ppl.numpyro.initialization import init_to_prior_center
-from bnn_ppl.numpyro.layout import Layout, inspect_model, warn_held
+from bnn_ppl.numpyro.layout import Layout, inspect_model, warn_held, warn_not_finite
 from bnn_ppl.numpyro.plates import as_arrays, full_data
 from bnn_ppl.schedules import value_at
 from bnn_ppl.settings import SGLDSettings, check_choice, check_target
@@ -195,7 +195,7 @@ class StochasticGradientKernel(MCMCKernel):
             warn_held(layout)
             self._held = layout.held
             self.settings.check_sites(list(layout.shapes))
-            self._check_start(init_params, layout)
+            self._check_start(init_params, layout, batched=not is_prng_key(rng_key))
         elif init_params is None:
             raise ValueError("potential_fn needs starting values: pass init_params= to MCMC.run")
         else:
@@ -216,13 +216,26 @@ class StochasticGradientKernel(MCMCKernel):
         with validation_enabled(False):  # its messages name no site, and _check_finite's do
             state = start(rng_key, init_params, arrays)
             self._check_finite(state, args, kwargs)
+            if self._model is not None and layout.subsampled and not isinstance(state.lp_minibatch, jax.core.Tracer):
+                z = state.z if is_prng_key(rng_key) else jax.tree.map(lambda x: x[0], state.z)
+                self._check_rows(layout, z, args, kwargs)
+        warn_not_finite(args, kwargs)
         return state
 
-    def _check_start(self, init_params: Any, layout: Layout) -> None:
-        if init_params is not None and set(init_params) != set(layout.shapes):
+    def _check_rows(self, layout: Layout, z: Any, args: tuple, kwargs: dict) -> None:
+        first = layout.first_rows()
+        last = {name: rows + layout.plates[name].size - len(rows) for name, rows in first.items()}
+        observed = jax.jit(lambda z, batch: potential.observed_on(self._model, layout, z, batch, args, kwargs))
+        potential.check_rows(layout, observed(z, first), observed(z, last))
+
+    def _check_start(self, init_params: Any, layout: Layout, batched: bool) -> None:
+        if init_params is None:
+            return
+        given = {name: jnp.shape(value)[1 if batched else 0 :] for name, value in init_params.items()}
+        if given != layout.shapes:
             raise ValueError(
-                f"init_params has the sites {sorted(init_params)}, the model {sorted(layout.shapes)}: give an "
-                "unconstrained value for each latent site"
+                f"init_params has the sites and shapes {given}, the model {layout.shapes}: give an unconstrained value "
+                "of that shape for each latent site"
             )
 
     def _start_chain(self, rng_key: Array, init_params: Any, args: tuple, kwargs: dict) -> Any:

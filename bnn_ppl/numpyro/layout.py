@@ -2,24 +2,25 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from numpyro.distributions import constraints
+from numpyro.distributions import biject_to, constraints
 from numpyro.handlers import seed, substitute, trace
+from numpyro.infer.util import helpful_support_errors
 from numpyro.primitives import Messenger
 
 from bnn_ppl.numpyro.initialization import init_to_prior_center
 from bnn_ppl.numpyro.plates import SetPlates, full_data
-from bnn_ppl.settings import Plate, resolve_batch_size
+from bnn_ppl.settings import Plate, check_observation, resolve_batch_size, warn_data
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What one look at a model tells: its plates, latent sites and the values that stay fixed."""
+    """What one look at a model tells: plates, latent sites' unconstrained shapes, and values that stay fixed."""
 
     plates: dict[str, Plate]
     shapes: dict[str, tuple[int, ...]]
@@ -91,7 +92,8 @@ def _check_latents(model_trace: Mapping[str, dict], plates: Mapping[str, Plate],
             raise ValueError(
                 f"latent site {name!r} lies inside the data plate {data[0].name!r} and would get one copy per row "
                 "of it: sample it before the plate. A network (random_flax_module, random_nnx_module, "
-                "random_eqx_module) must be made outside the data plate and called inside"
+                "random_eqx_module) must be made outside the data plate and called inside. If the site is meant to be "
+                "observed, its data were None: pass them to MCMC.run"
             )
     if complete and not latents:
         raise ValueError("the model has no latent sites to sample: every sample statement is observed")
@@ -101,6 +103,8 @@ def _check_rows(model_trace: Mapping[str, dict], plates: Mapping[str, Plate], cu
     for name, site in model_trace.items():
         if site["type"] != "sample" or not site["is_observed"]:
             continue
+        if site["cond_indep_stack"]:
+            check_observation(name, jnp.shape(site["value"]), site["fn"].batch_shape, len(site["fn"].event_shape))
         for frame in site["cond_indep_stack"]:
             plate = plates[frame.name]
             axis = frame.dim - len(site["fn"].event_shape)
@@ -147,6 +151,15 @@ def _look(
     return model_trace, keys.found
 
 
+def _unconstrained_shape(site: dict) -> tuple[int, ...]:
+    with helpful_support_errors(site):
+        return biject_to(site["fn"].support).inverse_shape(jnp.shape(site["value"]))
+
+
+def _held_values(model_trace: Mapping[str, dict]) -> dict[str, Any]:
+    return {n: s["value"] for n, s in model_trace.items() if s["type"] in ("param", "mutable")}
+
+
 def _works(model: Callable, held: Mapping[str, Any], args: tuple, kwargs: dict) -> bool:
     try:
         _look(model, held, {}, args, kwargs)
@@ -184,7 +197,8 @@ def inspect_model(
     if held is not None or not found[0].held:
         return found[0]
     with jax.ensure_compile_time_eval():
-        return _inspect_once(model, args, kwargs, batch_size, held)
+        values = jax.jit(lambda: _held_values(_look(model, {}, {}, args, kwargs)[0]))()
+    return replace(found[0], held=values)
 
 
 def _inspect_once(
@@ -198,7 +212,7 @@ def _inspect_once(
             )
     cut = resolve_batch_size(plates_of(model_trace), batch_size)
     if held is None:
-        held = {n: s["value"] for n, s in model_trace.items() if s["type"] in ("param", "mutable")}
+        held = _held_values(model_trace)
     model_trace, random_keys = _look(model, held, cut, args, kwargs)
     _check_rows(model_trace, plates_of(model_trace), cut)
     if random_keys:
@@ -211,7 +225,7 @@ def _inspect_once(
     latents = {n: s for n, s in model_trace.items() if s["type"] == "sample" and not s["is_observed"]}
     return Layout(
         plates=plates,
-        shapes={name: jnp.shape(site["value"]) for name, site in latents.items()},
+        shapes={name: _unconstrained_shape(site) for name, site in latents.items()},
         held=held,
         warned_params=tuple(
             n for n, s in model_trace.items() if s["type"] == "param" and not n.endswith(("$params", "$state"))
@@ -228,3 +242,11 @@ def warn_held(layout: Layout) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def warn_not_finite(args: tuple, kwargs: dict) -> None:
+    """Tell the user of data that are not finite, which only some minibatches meet."""
+    for leaf in jax.tree.leaves((args, kwargs)):
+        known = isinstance(leaf, Array) and not isinstance(leaf, jax.core.Tracer)
+        if known and jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.isfinite(leaf).all()):
+            warn_data(leaf.shape)

@@ -21,7 +21,7 @@ from numpyro.infer.util import compute_log_probs, helpful_support_errors, log_de
 
 from bnn_ppl.numpyro.layout import Layout, is_real
 from bnn_ppl.numpyro.plates import SetPlates
-from bnn_ppl.settings import Plate
+from bnn_ppl.settings import Plate, bypass_message
 
 Sites = dict[str, Array]
 
@@ -115,6 +115,36 @@ def initial_values(
     return {name: _transform(model_trace[name]).inv(model_trace[name]["value"]) for name in layout.shapes}
 
 
+def observed_on(
+    model: Callable, layout: Layout, z: Sites, batch: Mapping[str, Array], args: tuple, kwargs: dict
+) -> dict[str, tuple[Array, Array]]:
+    """Log densities and values of the observed sites inside subsampled plates, by site."""
+    conditioned = _constrained(_conditioned(model, layout, batch), z)
+    log_probs, model_trace = compute_log_probs(conditioned, args, kwargs, {}, sum_log_prob=False)
+    return {
+        name: (log_prob, jnp.asarray(model_trace[name]["value"]))
+        for name, log_prob in log_probs.items()
+        if name not in z and any(frame.name in batch for frame in model_trace[name]["cond_indep_stack"])
+    }
+
+
+def check_rows(layout: Layout, first: dict[str, tuple], last: dict[str, tuple]) -> None:
+    """Raise a ValueError where `observed_on` is the same on the first and on the last rows of all plates."""
+    plates = layout.subsampled
+    if any(2 * plate.batch_size > plate.size for plate in plates.values()):
+        return
+    for name, (log_prob, value) in first.items():
+        if _alike(log_prob, last[name][0]):
+            raise ValueError(bypass_message(name, next(iter(plates)), "the log densities"))
+        if jnp.issubdtype(value.dtype, jnp.inexact) and _alike(value, last[name][1]):
+            raise ValueError(bypass_message(name, next(iter(plates)), "the values"))
+
+
+def _alike(a: Array, b: Array) -> bool:
+    x, y = np.asarray(a), np.asarray(b)
+    return bool(np.array_equal(x, y) and (x != x.flat[0]).any())
+
+
 def explain_not_finite(
     model: Callable, layout: Layout, z: Sites, batch: Mapping[str, Array], args: tuple, kwargs: dict
 ) -> str:
@@ -124,7 +154,7 @@ def explain_not_finite(
     causes = []
     for name, log_prob in log_probs.items():
         bad = np.argwhere(~np.isfinite(np.asarray(log_prob)))
-        if bad.size or bad.shape[0]:
+        if len(bad):
             site = model_trace[name]
             kind = "observed site" if site["is_observed"] else "latent site"
             where = f", first at {tuple(int(i) for i in bad[0])}" if bad.shape[1] else ""

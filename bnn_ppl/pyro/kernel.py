@@ -10,7 +10,7 @@ import multiprocessing
 import warnings
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from bnn_ppl.pyro import potential
 from bnn_ppl.pyro.compilation import Gradient
 from bnn_ppl.pyro.initialization import init_to_prior_center
-from bnn_ppl.pyro.layout import inspect_model, same_held, warn_held
+from bnn_ppl.pyro.layout import inspect_model, same_held, warn_held, warn_not_finite
 from bnn_ppl.pyro.minibatches import IndexStream
 from bnn_ppl.pyro.plates import full_data
 from bnn_ppl.schedules import check_values, value_at
@@ -115,6 +115,7 @@ class StochasticGradientKernel(MCMCKernel):
         self._dtypes = {name: initial[name].dtype for name in self._shapes}
         self._warmup_steps = warmup_steps
         self._draws = 0
+        self._warned = False
         self._divergences: list[int] = []
         self._records: dict[str, list[float]] = {name: [] for name in self.statistic_fields}
         self._step = 0
@@ -130,6 +131,10 @@ class StochasticGradientKernel(MCMCKernel):
         else:
             self._evaluate(self._gradient.eager)
             self._check_finite(args, kwargs)
+            warn_not_finite(args, kwargs)
+            if self._model is not None:
+                z = self._unflatten(self._position)
+                potential.check_rows(self._model, self._layout, z, args, kwargs)
 
     def _setup_potential_fn(self, resume: dict[str, Any] | None) -> dict[str, Tensor]:
         if self._given is None and resume is None:
@@ -155,10 +160,12 @@ class StochasticGradientKernel(MCMCKernel):
 
         self._gradient.prepare(energy, args, kwargs)
         initial = self._given or layout.initial
-        if set(initial) != set(layout.initial):
+        given = {name: tuple(value.shape) for name, value in initial.items()}
+        needed = {name: tuple(shape) for name, shape in layout.shapes.items()}
+        if given != needed:
             raise ValueError(
-                f"initial_params has the sites {sorted(initial)}, the model {sorted(layout.initial)}: give an "
-                "unconstrained value for each latent site"
+                f"initial_params has the sites and shapes {given}, the model {needed}: give an unconstrained value of "
+                "that shape for each latent site"
             )
         return initial
 
@@ -172,7 +179,7 @@ class StochasticGradientKernel(MCMCKernel):
 
     def _per_coordinate(self, by_site: Any) -> Any:
         """A number, or a dict by site name as a flat tensor."""
-        if not isinstance(by_site, dict):
+        if not isinstance(by_site, Mapping):
             return by_site
         like = self._position
         return torch.cat([like.new_full((s.numel(),), at_site(by_site, n)) for n, s in self._shapes.items()])
@@ -185,6 +192,7 @@ class StochasticGradientKernel(MCMCKernel):
         schedule = getattr(self.settings, name)
         if callable(schedule):
             check_values(name, schedule, [step], positive=False)
+            self.settings.check_numbers([step])
         return float(value_at(schedule, step))
 
     def _evaluate(self, gradient: Callable | None = None) -> None:
@@ -230,9 +238,13 @@ class StochasticGradientKernel(MCMCKernel):
         return self._last
 
     def _warn_diverging(self) -> None:
+        if self._warned:
+            return
+        self._warned = True
         warnings.warn(
             f"the chain was not finite at gradient step {self._step} and went back to its last draw with a new "
-            "momentum: lower step_size, or raise friction; draws that diverged are in sample_stats['diverging']",
+            "momentum, as it will each time from now on: lower step_size, or raise friction, and look for NaN in the "
+            "data; draws that diverged are in sample_stats['diverging']",
             UserWarning,
             stacklevel=3,
         )
@@ -264,9 +276,13 @@ class StochasticGradientKernel(MCMCKernel):
         return {"divergences": self._divergences, **records, "last_state": self._state()}
 
     def _state(self) -> dict[str, Any]:
+        if not hasattr(self, "_energy"):
+            raise ValueError("the kernel has no chain yet: take its state after MCMC.run")
         position = self._position
         cuda = position.device.type == "cuda"
         return {
+            "kernel": type(self).__name__,
+            "sizes": self._sizes(),
             "step": self._step,
             "params": {name: value.clone() for name, value in self._unflatten(position).items()},
             "extra": {name: value.clone() for name, value in self._extra.items()},
@@ -276,6 +292,11 @@ class StochasticGradientKernel(MCMCKernel):
             "generator": torch.get_rng_state(),
             "cuda_generator": torch.cuda.get_rng_state(position.device) if cuda else None,
         }
+
+    def _sizes(self) -> dict[str, Any]:
+        """Shapes and types of the sites, and rows and minibatch of the plates: what a state must fit."""
+        sites = {name: (tuple(shape), str(self._dtypes[name])) for name, shape in self._shapes.items()}
+        return sites | {n: (s.plate.size, s.plate.batch_size) for n, s in self._streams.items()}
 
     def state_dict(self, mcmc: Any = None) -> dict[str, Any]:
         """Where the chains stand, to resume exactly with `load_state_dict`.
@@ -294,6 +315,8 @@ class StochasticGradientKernel(MCMCKernel):
         """
         if mcmc is None:
             return {"chains": [self._state()]}
+        if None in mcmc._diagnostics:
+            raise ValueError("mcmc has not been run: call mcmc.run before taking its state")
         return {"chains": [diagnostics["last_state"] for diagnostics in mcmc._diagnostics]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -325,10 +348,16 @@ class StochasticGradientKernel(MCMCKernel):
         return self._resume[waiting[0]]
 
     def _load(self, state: dict[str, Any]) -> None:
-        if {name: value.shape for name, value in state["params"].items()} != self._shapes:
+        theirs, ours = (state["kernel"], state["sizes"]), (type(self).__name__, self._sizes())
+        if theirs != ours:
             raise ValueError(
-                f"the state to resume has the sites {sorted(state['params'])}, the model {list(self._shapes)}, or "
-                "their shapes differ: resume with the model and data that the state comes from"
+                f"the state to resume comes from a chain with (kernel, sites and plates) {theirs}, and this one has "
+                f"{ours}: resume with the kernel, model and data that the state comes from"
+            )
+        if self._warmup_steps:
+            raise ValueError(
+                f"warmup_steps={self._warmup_steps} for a chain that goes on from a loaded state: give MCMC "
+                "warmup_steps=0"
             )
         self._step = state["step"]
         self._position = self._flatten(state["params"])

@@ -12,9 +12,10 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to, constraints
+from torch.utils import _pytree as pytree
 
 from bnn_ppl.pyro.plates import any_number_of_rows, full_data
-from bnn_ppl.settings import Plate, resolve_batch_size
+from bnn_ppl.settings import Plate, check_observation, resolve_batch_size, warn_data
 
 Sites = dict[str, Tensor]
 
@@ -168,7 +169,8 @@ def _check_latents(sites: Mapping[str, dict], plates: Mapping[str, Plate], *, co
             raise ValueError(
                 f"latent site {name!r} lies inside the data plate {data[0].name!r} and would get one copy per row "
                 "of it: sample it before the plate. A PyroModule network must be called outside the data plate, on "
-                "a batch taken with pyro.subsample or the plate's indices"
+                "a batch taken with the plate's indices. If the site is meant to be observed, its data were None: pass "
+                "them to MCMC.run"
             )
         if _has_bounds_that_move(site["fn"].support):
             raise ValueError(
@@ -183,6 +185,8 @@ def _check_rows(sites: Mapping[str, dict], plates: Mapping[str, Plate], cut: Map
     for name, site in sites.items():
         if site["type"] != "sample" or not site["is_observed"] or site["infer"].get("_deterministic"):
             continue
+        if any(frame.dim is not None for frame in _frames(site)):
+            check_observation(name, site["value"].shape, site["fn"].batch_shape, site["fn"].event_dim)
         for frame in _frames(site):
             plate, shape = plates[frame.name], site["value"].shape
             if frame.dim is None or not plate.subsampled or not shape:
@@ -294,3 +298,10 @@ def warn_held(layout: Layout) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def warn_not_finite(args: tuple, kwargs: dict) -> None:
+    """Tell the user of data that are not finite, which only some minibatches meet."""
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+            warn_data(tuple(leaf.shape))

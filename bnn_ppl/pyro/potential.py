@@ -9,18 +9,21 @@ so that a sampler at temperature T draws theta from p(theta, y)^(1/T) in the use
 finds their MAP. On a minibatch the plates scale the observed sites by N / B, which makes U_T unbiased.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
+from torch.distributions import Distribution
 
 from bnn_ppl.pyro.layout import Layout, Sites
 from bnn_ppl.pyro.plates import any_number_of_rows
+from bnn_ppl.settings import bypass_message
 
 
 class _LogDensity(Messenger):
@@ -32,6 +35,7 @@ class _LogDensity(Messenger):
         self.values = values
         self.batch = batch
         self.terms: dict[str, Tensor] = {}
+        self.observed: dict[str, tuple[Tensor, list[str]]] = {}
         self.latest = "the start of the model"
 
     def _pyro_param(self, msg: dict) -> None:
@@ -47,9 +51,26 @@ class _LogDensity(Messenger):
             msg["value"], msg["done"] = self.values[name], True
         elif msg["infer"].get("_deterministic"):
             return
+        else:
+            self.observed[name] = msg["value"], [frame.name for frame in msg["cond_indep_stack"]]
         self.latest = f"site {name!r}"
         log_prob = fn.log_prob(msg["value"], *msg["args"], **msg["kwargs"])
         self.terms[name] = scale_and_mask(log_prob, msg["scale"], msg["mask"])
+
+
+@contextmanager
+def _without_validation() -> Iterator[None]:
+    """Let values that are not finite through, to be counted as divergences.
+
+    The host's switch reaches the distributions made under it only, not those of a PyroSample.
+    """
+    original = Distribution._validate_sample
+    Distribution._validate_sample = lambda self, value: None  # type: ignore[method-assign]
+    try:
+        with pyro.validation_enabled(False):
+            yield
+    finally:
+        Distribution._validate_sample = original  # type: ignore[method-assign]
 
 
 def _run(
@@ -57,7 +78,7 @@ def _run(
 ) -> tuple[_LogDensity, Sites]:
     values = {name: layout.constrain[name](z[name]) if name in layout.constrain else z[name] for name in z}
     density = _LogDensity(layout, values, batch)
-    with any_number_of_rows() if layout.cut else nullcontext(), density:
+    with any_number_of_rows() if layout.cut else nullcontext(), _without_validation(), density:
         try:
             model(*args, **kwargs)
         except RuntimeError as error:
@@ -100,6 +121,35 @@ def potential_energy(
     for name, transform in layout.constrain.items():
         energy = energy - temperature * transform.log_abs_det_jacobian(z[name], values[name]).sum()
     return energy
+
+
+@torch.no_grad()
+def check_rows(model: Callable, layout: Layout, z: Sites, args: tuple, kwargs: dict) -> None:
+    """Raise a ValueError for a model that draws numbers of its own, or whose data do not follow the plates' rows."""
+
+    def look(batch: dict[str, Tensor]) -> _LogDensity:
+        return _run(model, layout, z, batch, args, kwargs)[0]
+
+    first = layout.first_rows()
+    one, same = look(first), look(first)
+    for name, term in one.terms.items():
+        if not torch.allclose(term, same.terms[name], rtol=1e-4, equal_nan=True):
+            raise ValueError(
+                f"the log density of site {name!r} differs between two calls with the same values: the model draws "
+                "random numbers of its own, as dropout does, and has no fixed potential. Switch that off "
+                "(module.eval()), or make the noise a sample site"
+            )
+    other = look({n: rows + layout.plates[n].size - len(rows) for n, rows in first.items()})
+    for name, (value, plates) in one.observed.items():
+        disjoint = [n for n in plates if n in first and 2 * len(first[n]) <= layout.plates[n].size]
+        if disjoint and _alike(one.terms[name], other.terms[name]):
+            raise ValueError(bypass_message(name, disjoint[0], "the log densities"))
+        if disjoint and value.is_floating_point() and _alike(value, other.observed[name][0]):
+            raise ValueError(bypass_message(name, disjoint[0], "the values"))
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a == b).all()) and bool((a != a.flatten()[0]).any())
 
 
 def explain_not_finite(

@@ -234,6 +234,7 @@ def norm_adjusting_sghmc(
     boost: float,
     adjust: float,
     momentum_scale: float,
+    resample_every: int,
     friction: float,
     mass: float | Mapping[str, float] = 1.0,
     **arguments: Any,
@@ -251,10 +252,12 @@ def norm_adjusting_sghmc(
     momentum_scale
         beta, at least 0: momenta are redrawn from N(0, beta M). **The target is preserved only if
         beta = alpha T**; else the chain samples at a temperature between T and beta / alpha.
+    resample_every
+        Gradient steps between two momentum refreshes.
     friction, mass
         C and M.
     **arguments
-        Everything else that `SGHMC` takes, `resample_every` among it, but resample_scale.
+        Everything else that `SGHMC` takes, but resample_scale.
 
     Returns
     -------
@@ -266,4 +269,4 @@ def norm_adjusting_sghmc(
         If an argument is out of range.
     """
     converted = norm_adjusting_arguments(boost, adjust, momentum_scale, mass, friction)
-    return SGHMC(model, potential_fn, **converted, **arguments)
+    return SGHMC(model, potential_fn, **converted, resample_every=resample_every, **arguments)
