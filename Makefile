@@ -24,6 +24,7 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED_BENCH)
 	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python benchmarks/memory.py
 
 # torch goes first and alone, at the version in constraints.txt: a CPU build, where one is offered, is then
 # what the rest of the packages find installed.

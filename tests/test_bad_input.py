@@ -520,6 +520,24 @@ def test_a_chain_over_a_cliff_goes_back_and_on(backend, name):
         assert_all_in(words, caught[0])
 
 
+def test_a_schedule_that_undercuts_the_compensation_later(backend):
+    """Pyro sees each step and raises; NumPyro's program cannot, and marks the draws."""
+    kernel = backend.kernels.SGLD(
+        None,
+        lambda z: (z["a"] ** 2).sum(),
+        step_size=0.1,
+        temperature=lambda step: 1.0 - 0.1 * step,
+        gradient_noise_variance=9.0,
+    )
+    start = {"a": backend.array([1.0, 2.0])}
+    if backend is Pyro:
+        text = message(backend.run, kernel, start=start, num_samples=9)
+        assert_all_in(["gradient_noise_variance=9.0", "gradient step 6", "temperature"], text)
+    else:
+        _, statistics = backend.run(kernel, start=start, num_samples=9)
+        assert statistics["diverging"].tolist() == [False] * 6 + [True] * 3
+
+
 def test_the_momentum_after_a_divergence_is_from_its_own_law(backend):
     """From the edge of the cliff with no way on, every draw has a fresh momentum of N(0, T M)."""
 

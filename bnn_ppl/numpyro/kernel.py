@@ -214,7 +214,10 @@ class StochasticGradientKernel(MCMCKernel):
             return jax.vmap(one_chain, out_axes=self._axes)(rng_key, init_params)
 
         with validation_enabled(False):  # its messages name no site, and _check_finite's do
-            state = start(rng_key, init_params, arrays)
+            try:
+                state = start(rng_key, init_params, arrays)
+            except jax.errors.JAXTypeError:  # the model looks at the values of its data
+                state = start(rng_key, init_params, {})
             self._check_finite(state, args, kwargs)
             if self._model is not None and layout.subsampled and not isinstance(state.lp_minibatch, jax.core.Tracer):
                 z = state.z if is_prng_key(rng_key) else jax.tree.map(lambda x: x[0], state.z)
