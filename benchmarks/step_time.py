@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 from networks import INPUTS, SHAPES, B, N, data, forward_jax, forward_torch, weights
 
-STEPS = {"mlp": 300, "lenet5": 60, "regression": 3000}
+STEPS = {"mlp": 2000, "lenet5": 100, "regression": 20_000}
 
 
 def turns(contestants: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
@@ -168,7 +168,7 @@ def pyro_contestants(name: str) -> dict[str, Callable[[], int]]:
     start = {k: torch.tensor(v) for k, v in weights(name, channels_first=True).items()}
     shapes = {k: v.shape for k, v in start.items()}
     x, y = (torch.tensor(a) for a in data(name, channels_first=True))
-    steps = max(STEPS[name] // 3, 20)
+    steps = max(STEPS[name] // 20, 20)
 
     def log_posterior(w, rows):
         x, y = rows

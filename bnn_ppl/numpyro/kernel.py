@@ -202,22 +202,15 @@ class StochasticGradientKernel(MCMCKernel):
             names = leaf_names(init_params)
             self.settings.check_sites(None if None in names else names)
         self._sample_fn = self._draw
-        leaves, structure = jax.tree.flatten((args, kwargs))
-        arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Array)}
 
-        @jax.jit  # with the data as arguments: as constants they would be copied into the program
-        def start(rng_key: Array, init_params: Any, arrays: dict[int, Array]) -> Any:
-            args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
+        def start(args: tuple, kwargs: dict, rng_key: Array, init_params: Any) -> Any:
             one_chain = partial(self._start_chain, args=args, kwargs=kwargs)
             if is_prng_key(rng_key):
                 return one_chain(rng_key, init_params)
             return jax.vmap(one_chain, out_axes=self._axes)(rng_key, init_params)
 
         with validation_enabled(False):  # its messages name no site, and _check_finite's do
-            try:
-                state = start(rng_key, init_params, arrays)
-            except jax.errors.JAXTypeError:  # the model looks at the values of its data
-                state = start(rng_key, init_params, {})
+            state = _jit_over_data(start, args, kwargs)(rng_key, init_params)
             self._check_finite(state, args, kwargs)
             if self._model is not None and layout.subsampled and not isinstance(state.lp_minibatch, jax.core.Tracer):
                 z = state.z if is_prng_key(rng_key) else jax.tree.map(lambda x: x[0], state.z)
@@ -226,10 +219,13 @@ class StochasticGradientKernel(MCMCKernel):
         return state
 
     def _check_rows(self, layout: Layout, z: Any, args: tuple, kwargs: dict) -> None:
+        def observed(args: tuple, kwargs: dict, z: Any, batch: dict) -> dict:
+            return potential.observed_on(self._model, layout, z, batch, args, kwargs)
+
         first = layout.first_rows()
         last = {name: rows + layout.plates[name].size - len(rows) for name, rows in first.items()}
-        observed = jax.jit(lambda z, batch: potential.observed_on(self._model, layout, z, batch, args, kwargs))
-        potential.check_rows(layout, observed(z, first), observed(z, last))
+        on_rows = _jit_over_data(observed, args, kwargs)
+        potential.check_rows(layout, on_rows(z, first), on_rows(z, last))
 
     def _check_start(self, init_params: Any, layout: Layout, batched: bool) -> None:
         if init_params is None:
@@ -350,6 +346,25 @@ class StochasticGradientKernel(MCMCKernel):
             f"{int(state.step)} steps of size {float(state.step_size):.2e}. lp={float(state.lp_minibatch):.4g}. "
             f"T_conf={float(state.configurational_temperature):.3g}"
         )
+
+
+def _jit_over_data(fn: Callable, args: tuple, kwargs: dict) -> Callable:
+    """``jit`` of ``fn(args, kwargs, *inputs)`` with the data as arguments: constants are copied into the program."""
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Array)}
+
+    @jax.jit
+    def compiled(arrays: dict[int, Array], *inputs: Any) -> Any:
+        args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
+        return fn(args, kwargs, *inputs)
+
+    def call(*inputs: Any) -> Any:
+        try:
+            return compiled(arrays, *inputs)
+        except jax.errors.JAXTypeError:  # the model looks at the values of its data
+            return compiled({}, *inputs)
+
+    return call
 
 
 def _as_float(x: Any) -> Array:

@@ -142,7 +142,7 @@ def check_rows(layout: Layout, first: dict[str, tuple], last: dict[str, tuple]) 
 
 def _alike(a: Array, b: Array) -> bool:
     x, y = np.asarray(a), np.asarray(b)
-    return bool(np.array_equal(x, y) and (x != x.flat[0]).any())
+    return bool(x.size and np.array_equal(x, y) and (x != x.flat[0]).any())
 
 
 def explain_not_finite(

@@ -149,7 +149,7 @@ def check_rows(model: Callable, layout: Layout, z: Sites, args: tuple, kwargs: d
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool((a == b).all()) and bool((a != a.flatten()[0]).any())
+    return a.numel() > 0 and torch.equal(a, b) and bool((a != a.flatten()[0]).any())
 
 
 def explain_not_finite(

@@ -141,7 +141,9 @@ def test_hooks_see_every_draw():
     assert all(entry[3] == ["scale", "w"] for entry in seen)
 
 
-def test_the_progress_bar_shows_the_kernels_text(capsys):
+def test_the_progress_bar_shows_the_kernels_text(capsys, monkeypatch):
+    for name in ("CI", "PYTEST_XDIST_WORKER"):  # Pyro switches its bar off under either
+        monkeypatch.delenv(name, raising=False)
     mcmc = run(disable_progbar=False)
     printed = capsys.readouterr().err
     assert "Sample: 100%" in printed
