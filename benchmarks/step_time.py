@@ -18,7 +18,10 @@ from collections.abc import Callable
 import numpy as np
 from networks import INPUTS, SHAPES, B, N, data, forward_jax, forward_torch, weights
 
-STEPS = {"mlp": 2000, "lenet5": 100, "regression": 20_000}
+STEPS = {  # enough for a run's own set-up not to show
+    "numpyro": {"mlp": 2000, "lenet5": 100, "regression": 20_000},
+    "pyro": {"mlp": 1000, "lenet5": 160, "regression": 4000},
+}
 
 
 def turns(contestants: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
@@ -55,7 +58,7 @@ def numpyro_contestants(name: str) -> dict[str, Callable[[], int]]:
     forward = forward_jax(name)
     start = {k: jnp.asarray(v) for k, v in weights(name).items()}
     x, y = (jnp.asarray(a) for a in data(name))
-    steps = STEPS[name]
+    steps = STEPS["numpyro"][name]
 
     def log_likelihood(w, x, y):
         output = forward(w, x)
@@ -168,7 +171,7 @@ def pyro_contestants(name: str) -> dict[str, Callable[[], int]]:
     start = {k: torch.tensor(v) for k, v in weights(name, channels_first=True).items()}
     shapes = {k: v.shape for k, v in start.items()}
     x, y = (torch.tensor(a) for a in data(name, channels_first=True))
-    steps = max(STEPS[name] // 20, 20)
+    steps = STEPS["pyro"][name]
 
     def log_posterior(w, rows):
         x, y = rows
