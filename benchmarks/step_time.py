@@ -20,7 +20,7 @@ from networks import INPUTS, SHAPES, B, N, data, forward_jax, forward_torch, wei
 
 STEPS = {  # enough for a run's own set-up not to show
     "numpyro": {"mlp": 2000, "lenet5": 100, "regression": 20_000},
-    "pyro": {"mlp": 1000, "lenet5": 160, "regression": 4000},
+    "pyro": {"mlp": 4000, "lenet5": 240, "regression": 10_000},
 }
 
 

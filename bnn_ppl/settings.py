@@ -3,17 +3,27 @@
 import math
 import numbers
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from bnn_ppl import updates
 from bnn_ppl.schedules import Schedule, check_values, trial_steps, value_at
 
 SUBSAMPLING = ("epoch", "without_replacement", "with_replacement")
+
+
+class Integrator(NamedTuple):
+    """One step of an underdamped dynamics, its coefficients, and the variance of its noise."""
+
+    step: Callable
+    coefficients: Callable[..., updates.Coefficients]
+    noise_variance: Callable
+
+
 INTEGRATORS = {
-    "baoab": (updates.baoab, updates.baoab_coefficients, updates.baoab_noise_variance),
-    "symplectic_euler": (
+    "baoab": Integrator(updates.baoab, updates.baoab_coefficients, updates.baoab_noise_variance),
+    "symplectic_euler": Integrator(
         updates.symplectic_euler,
         updates.symplectic_euler_coefficients,
         updates.symplectic_euler_noise_variance,
@@ -195,7 +205,7 @@ class SGHMCSettings(SGLDSettings):
 
     def check_numbers(self, steps: Iterable[int]) -> None:
         """Check what depends on several arguments, at some gradient steps."""
-        variance = INTEGRATORS[self.integrator][2]
+        variance = INTEGRATORS[self.integrator].noise_variance
         masses, noises = _values(self.mass), _values(self.gradient_noise_variance)
         sites = {*masses, *noises} - ({None} if len({*masses, *noises}) > 1 else set())
         for step in steps:

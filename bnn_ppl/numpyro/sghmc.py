@@ -234,12 +234,12 @@ class SGHMC(StochasticGradientKernel):
                 due, lambda: self._fresh_momentum(momentum_words, counter, z, scale), lambda: extra["momentum"]
             )
             kick_fraction = jnp.where(due, 0.5, 1.0)
-        move, coefficients, _ = INTEGRATORS[settings.integrator]
+        integrator = INTEGRATORS[settings.integrator]
         step_size = value_at(settings.step_size, step)
         temperature = value_at(settings.temperature, step)
         names = leaf_names(z)
         by_site = {
-            (m, v): coefficients(step_size, settings.friction, m, temperature, v, kick_fraction)
+            (m, v): integrator.coefficients(step_size, settings.friction, m, temperature, v, kick_fraction)
             for m, v in {self._mass_and_noise(name) for name in names}
         }
         normal = draw_noise(noise_words, counter, z, settings.noise)
@@ -248,7 +248,7 @@ class SGHMC(StochasticGradientKernel):
         for position, r, slope, xi, name in zip(*leaves, names, strict=True):
             numbers = by_site[self._mass_and_noise(name)]
             numbers = updates.Coefficients(*(jnp.asarray(x, position.dtype) for x in numbers))
-            moved.append(move(position, r, slope, xi, numbers))
+            moved.append(integrator.step(position, r, slope, xi, numbers))
         z, momentum = (jax.tree.unflatten(jax.tree.structure(z), list(part)) for part in zip(*moved, strict=True))
         return z, {"momentum": momentum}
 

@@ -10,7 +10,7 @@ import multiprocessing
 import warnings
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from bnn_ppl.pyro import potential
-from bnn_ppl.pyro.compilation import Gradient
+from bnn_ppl.pyro.compilation import Dynamics
 from bnn_ppl.pyro.initialization import init_to_prior_center
 from bnn_ppl.pyro.layout import inspect_model, same_held, warn_held, warn_not_finite
 from bnn_ppl.pyro.minibatches import IndexStream
@@ -30,7 +30,7 @@ NOISES = ("normal",)
 
 
 class StochasticGradientKernel(MCMCKernel):
-    """Base of the kernels; a subclass gives `settings`, `start`, `advance` and `statistics`.
+    """Base of the kernels; a subclass gives `start`, `coefficients`, `move` and `statistics`.
 
     What moves besides the position (momenta, say) is a dict of flat tensors, `self._extra`.
     """
@@ -63,7 +63,7 @@ class StochasticGradientKernel(MCMCKernel):
         self._given: dict[str, Tensor] | None = None
         self._resume: list[dict] = []
         self._resumed = torch.zeros(0, dtype=torch.bool)
-        self._gradient = Gradient(jit_compile)
+        self._dynamics = Dynamics(jit_compile)
         self.cleanup()
 
     def cleanup(self) -> None:
@@ -72,8 +72,8 @@ class StochasticGradientKernel(MCMCKernel):
         self._last: dict[str, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the compiled gradient, so that the host can send the kernel to other processes."""
-        return self.__dict__ | {"_gradient": Gradient(self.jit_compile)}
+        """Without the compiled step, so that the host can send the kernel to other processes."""
+        return self.__dict__ | {"_dynamics": Dynamics(self.jit_compile)}
 
     @property
     def model(self) -> Callable | None:
@@ -96,8 +96,14 @@ class StochasticGradientKernel(MCMCKernel):
         """What moves besides the position, where a chain starts or starts anew."""
 
     @abstractmethod
-    def advance(self, step: int) -> None:
-        """One gradient step of `self._position` and `self._extra` with `self._grad`."""
+    def coefficients(self, step: int) -> Sequence[Tensor | float]:
+        """What `move` multiplies its terms with at a gradient step; before it, a redraw of `self._extra` if due."""
+
+    @abstractmethod
+    def move(
+        self, position: Tensor, extra: dict[str, Tensor], gradient: Tensor, noise: Tensor, coefficients: Sequence
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Next position and extra: tensor operations alone, since they are compiled with the gradient."""
 
     @abstractmethod
     def statistics(self, step: int) -> dict[str, float]:
@@ -129,7 +135,7 @@ class StochasticGradientKernel(MCMCKernel):
         if resume is not None:
             self._load(resume)
         else:
-            self._evaluate(self._gradient.eager)
+            self._evaluate()
             self._check_finite(args, kwargs)
             warn_not_finite(args, kwargs)
             if self._model is not None:
@@ -142,7 +148,9 @@ class StochasticGradientKernel(MCMCKernel):
         initial = resume["params"] if self._given is None else self._given  # type: ignore[index]
         self.settings.check_sites(list(initial))
         self.transforms = {}
-        self._gradient.prepare(lambda z, temperature, batch, args, kwargs: self._potential_fn(z), (), {})
+        self._dynamics.prepare(
+            self.move, lambda z, temperature, batch, args, kwargs: self._potential_fn(z), self._unflatten, (), {}
+        )
         return initial
 
     def _setup_model(self, args: tuple, kwargs: dict) -> dict[str, Tensor]:
@@ -150,7 +158,7 @@ class StochasticGradientKernel(MCMCKernel):
         warn_held(layout)
         before = getattr(self, "_layout", None)
         if before is not None and not same_held(layout, before):
-            self._gradient = Gradient(self.jit_compile)  # the graph holds the old values as constants
+            self._dynamics = Dynamics(self.jit_compile)  # the graph holds the old values as constants
         self._layout = layout
         self.settings.check_sites(list(layout.initial))
         self.transforms = layout.transforms
@@ -158,7 +166,7 @@ class StochasticGradientKernel(MCMCKernel):
         def energy(z: dict, temperature: Any, batch: dict, args: tuple, kwargs: dict) -> Tensor:
             return potential.potential_energy(self._model, layout, z, temperature, batch, args, kwargs)
 
-        self._gradient.prepare(energy, args, kwargs)
+        self._dynamics.prepare(self.move, energy, self._unflatten, args, kwargs)
         initial = self._given or layout.initial
         given = {name: tuple(value.shape) for name, value in initial.items()}
         needed = {name: tuple(shape) for name, shape in layout.shapes.items()}
@@ -195,12 +203,25 @@ class StochasticGradientKernel(MCMCKernel):
             self.settings.check_numbers([step])
         return float(value_at(schedule, step))
 
-    def _evaluate(self, gradient: Callable | None = None) -> None:
-        """Potential and gradient at the current position on the next minibatch."""
+    def _next_batch(self) -> None:
         self._batch = {name: stream.next() for name, stream in self._streams.items()}
+
+    def _evaluate(self) -> None:
+        """Potential and gradient at the current position on the next minibatch."""
+        self._next_batch()
         temperature = self._value("temperature", self._step)
-        gradient = gradient or self._gradient
-        self._energy, self._grad = gradient(self._position, temperature, self._batch, self._unflatten)
+        self._energy, self._grad = self._dynamics.evaluate(self._position, temperature, self._batch)
+
+    def _advance(self) -> None:
+        """One gradient step."""
+        coefficients = self.coefficients(self._step)
+        noise = self._noise()
+        self._step += 1
+        self._next_batch()
+        temperature = self._value("temperature", self._step)
+        self._position, self._extra, self._energy, self._grad = self._dynamics.step(
+            self._position, self._extra, self._grad, noise, coefficients, temperature, self._batch
+        )
 
     def _check_finite(self, args: tuple, kwargs: dict) -> None:
         if torch.isfinite(self._energy) and torch.isfinite(self._grad).all():
@@ -222,9 +243,7 @@ class StochasticGradientKernel(MCMCKernel):
             self._evaluate()
         before = (self._position, self._energy, self._grad)
         for _ in range(self.settings.steps_per_draw):
-            self.advance(self._step)
-            self._step += 1
-            self._evaluate()
+            self._advance()
         statistics = self.statistics(self._step - 1)
         total = self._position.sum() + self._energy + self._grad.sum()
         diverging = not bool(torch.isfinite(sum((tensor.sum() for tensor in self._extra.values()), total)))

@@ -8,7 +8,7 @@ Rational construction of stochastic numerical methods for molecular sampling; We
 the Bayes posterior in deep neural networks really?
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -183,32 +183,39 @@ class SGHMC(StochasticGradientKernel):
         """Momentum drawn from N(0, T M)."""
         self._mass = self._per_coordinate(self.settings.mass)
         self._noise_variance = self._per_coordinate(self.settings.gradient_noise_variance)
-        self._coefficients: dict[tuple, updates.Coefficients] = {}
+        self._known: dict[tuple, updates.Coefficients] = {}
         return {"momentum": self._fresh_momentum(self._value("temperature", self._step))}
 
     def _fresh_momentum(self, scale: float) -> Tensor:
         return self._noise() * (self._mass * scale) ** 0.5
 
-    def advance(self, step: int) -> None:
-        """One gradient step, after a momentum refresh where one is due."""
+    def coefficients(self, step: int) -> updates.Coefficients:
+        """Those of the integrator, after a momentum refresh where one is due."""
         settings = self.settings
         kick_fraction = 1.0
         if settings.resample_every is not None and step % settings.resample_every == 0:
             name = "temperature" if settings.resample_scale is None else "resample_scale"
             self._extra["momentum"] = self._fresh_momentum(self._value(name, step))
             kick_fraction = 0.5
-        move, coefficients, _ = INTEGRATORS[settings.integrator]
         changing = (self._value("step_size", step), self._value("temperature", step), kick_fraction)
-        if changing not in self._coefficients:
-            if len(self._coefficients) > 1:
-                self._coefficients.clear()
+        if changing not in self._known:
+            if len(self._known) > 1:
+                self._known.clear()
             step_size, temperature, _ = changing
-            self._coefficients[changing] = coefficients(
+            self._known[changing] = INTEGRATORS[settings.integrator].coefficients(
                 step_size, settings.friction, self._mass, temperature, self._noise_variance, kick_fraction
             )
-        self._position, self._extra["momentum"] = move(
-            self._position, self._extra["momentum"], self._grad, self._noise(), self._coefficients[changing]
+        return self._known[changing]
+
+    def move(
+        self, position: Tensor, extra: dict[str, Tensor], gradient: Tensor, noise: Tensor, coefficients: Sequence
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The integrator's step."""
+        integrate = INTEGRATORS[self.settings.integrator].step
+        position, momentum = integrate(
+            position, extra["momentum"], gradient, noise, updates.Coefficients(*coefficients)
         )
+        return position, {"momentum": momentum}
 
     def statistics(self, step: int) -> dict[str, float]:
         """Statistics of a draw at its own position."""

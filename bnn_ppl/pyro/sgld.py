@@ -3,7 +3,7 @@
 Reference: Welling & Teh (2011), Bayesian learning via stochastic gradient Langevin dynamics; their epsilon is 2 h.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -100,13 +100,18 @@ class SGLD(StochasticGradientKernel):
         self._noise_variance = self._per_coordinate(self.settings.gradient_noise_variance)
         return {}
 
-    def advance(self, step: int) -> None:
-        """One gradient step."""
+    def coefficients(self, step: int) -> tuple[Tensor | float, ...]:
+        """Step size and scale of the noise."""
         step_size = self._value("step_size", step)
         variance = updates.sgld_noise_variance(step_size, self._value("temperature", step), self._noise_variance)
-        self._position = updates.sgld(
-            self._position, self._grad, self._noise(), step_size=step_size, noise_scale=variance**0.5
-        )
+        return step_size, variance**0.5
+
+    def move(
+        self, position: Tensor, extra: dict[str, Tensor], gradient: Tensor, noise: Tensor, coefficients: Sequence
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step."""
+        step_size, noise_scale = coefficients
+        return updates.sgld(position, gradient, noise, step_size=step_size, noise_scale=noise_scale), extra
 
     def statistics(self, step: int) -> dict[str, float]:
         """Statistics of a draw at its own position."""

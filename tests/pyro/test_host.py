@@ -341,12 +341,12 @@ def test_compiled_draws_equal_eager_ones():
     eager = draws(run(make(two_plates), *tables()))
     compiled = run(kernel, *tables(), num_chains=2)  # the second chain and the next run use the same graph
     assert_same({n: v[:1] for n, v in draws(compiled).items()}, eager, rtol=1e-9, atol=1e-12)
-    graph = kernel._gradient._graph
+    graph = kernel._dynamics._graph
     x, y, table = tables()
     assert_same(
         draws(run(kernel, x, y + 1.0, table)), draws(run(make(two_plates), x, y + 1.0, table)), rtol=1e-9, atol=1e-12
     )
-    assert kernel._gradient._graph is graph
+    assert kernel._dynamics._graph is graph
 
 
 @pytest.fixture
