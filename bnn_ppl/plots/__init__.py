@@ -1,0 +1,11 @@
+"""Plots with matplotlib, one a file; each returns its Axes."""
+
+try:
+    import matplotlib  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError("bnn_ppl.plots needs matplotlib: pip install 'bnn_ppl[plots]'") from error
+
+from bnn_ppl.plots.reliability import plot_reliability
+from bnn_ppl.plots.temperatures import plot_temperatures
+
+__all__ = ["plot_reliability", "plot_temperatures"]

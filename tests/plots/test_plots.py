@@ -1,0 +1,114 @@
+"""Plots show what the diagnostics compute, where they are told to."""
+
+import re
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+import xarray as xr
+
+from bnn_ppl import diagnostics as d
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from bnn_ppl.plots import plot_reliability, plot_temperatures
+
+rng = np.random.default_rng(0)
+P = rng.dirichlet(np.ones(4), size=300)
+Y = rng.integers(4, size=300)
+C, S, D = 2, 50, 80
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def tree_of(momentum=True, by_site=False):
+    site = {name: rng.normal(size=(C, S, D // 2)) for name in ("w0", "w1")}
+    statistics = d.site_temperatures(site, site, site if momentum else None)
+    if not by_site:
+        statistics = statistics[[name for name in statistics if str(name).endswith("temperature")]]
+    statistics["temperature"] = xr.ones_like(statistics["configurational_temperature"])
+    statistics["step_size"] = 0.1 * statistics["temperature"]
+    statistics.attrs = {"kernel": "SGLD"}
+    if momentum:
+        statistics["momentum_norm_sq"] = D * statistics["kinetic_temperature"]
+        statistics.attrs = {"integrator": "symplectic_euler", "friction": 2.0, "mass": 1.0}
+    posterior = xr.Dataset({name: (("chain", "draw", f"{name}_dim"), z) for name, z in site.items()})
+    return {"sample_stats": statistics, "posterior": posterior}
+
+
+def lines(ax):
+    return {line.get_label(): np.array(line.get_data()) for line in ax.lines}
+
+
+@pytest.mark.parametrize("binning", ["equal_width", "equal_mass"])
+def test_reliability_shows_the_table(binning):
+    table = d.reliability(P, Y, bins=9, binning=binning)
+    filled = table.isel(bin=np.flatnonzero(table["count"]))
+    ax = plot_reliability(P, Y, bins=9, binning=binning)
+    np.testing.assert_array_equal(lines(ax)["prediction"], [filled["confidence"], filled["accuracy"]])
+    (counts,) = (other for other in ax.figure.axes if other is not ax)
+    assert [bar.get_height() for bar in counts.patches] == filled["count"].values.tolist()
+    np.testing.assert_allclose([bar.get_x() for bar in counts.patches], filled["lower"])
+    assert (ax.get_xlabel(), ax.get_ylabel(), counts.get_ylabel()) == ("confidence", "accuracy", "rows in the bin")
+    ax.figure.canvas.draw()
+
+
+def test_reliability_on_given_axes_and_of_a_sure_prediction():
+    _, ax = plt.subplots()
+    assert plot_reliability(np.eye(3), [0, 1, 2], ax=ax) is ax
+    ax.figure.canvas.draw()
+    plot_reliability(np.eye(3), [0, 1, 2], binning="equal_mass").figure.canvas.draw()
+
+
+def test_temperatures_show_each_chain_the_expectation_and_the_band():
+    tree = tree_of()
+    axes = plot_temperatures(tree)
+    assert [ax.get_ylabel() for ax in axes] == ["kinetic temperature", "configurational temperature"]
+    assert axes[-1].get_xlabel() == "draw"
+    kinetic, configurational = (lines(ax) for ax in axes)
+    for shown, name in ((kinetic, "kinetic"), (configurational, "configurational")):
+        for chain in range(C):
+            expected = tree["sample_stats"][f"{name}_temperature"].values[chain]
+            np.testing.assert_array_equal(shown[f"chain {chain}"][1], expected)
+    np.testing.assert_allclose(kinetic["expected"][1], 1 / 0.9)
+    np.testing.assert_allclose(configurational["temperature"][1], 1)
+    (band,) = axes[0].collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx(np.array(d.temperature_band(D)) / 0.9)
+    assert not axes[1].collections
+    axes[0].figure.canvas.draw()
+
+
+def test_temperatures_of_a_site_and_without_momentum():
+    tree = tree_of(by_site=True)
+    _, pair = plt.subplots(2)
+    axes = plot_temperatures(tree, part="w1", ax=pair)
+    assert list(axes) == list(pair)
+    shown = lines(axes[1])["chain 1"][1]
+    np.testing.assert_array_equal(shown, tree["sample_stats"]["configurational_temperature_w1"].values[1])
+    _, single = plt.subplots()
+    (ax,) = plot_temperatures(tree_of(momentum=False), ax=single)
+    assert ax is single
+    assert ax.get_ylabel() == "configurational temperature"
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match=re.escape("part must be one of ['all'], got 'w7'")):
+        plot_temperatures(tree_of(), part="w7")
+    with pytest.raises(ValueError, match="ax must have 2 Axes, for kinetic and configurational, got 1"):
+        plot_temperatures(tree_of(), ax=plt.subplots()[1])
+    with pytest.raises(ValueError, match="labels must be from 0 to 3"):
+        plot_reliability(P, Y + 4)
+
+
+def test_without_matplotlib_the_extra_is_named():
+    code = "import sys; sys.modules['matplotlib'] = None; import bnn_ppl.plots"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert "ImportError: bnn_ppl.plots needs matplotlib: pip install 'bnn_ppl[plots]'" in ran.stderr
