@@ -6,9 +6,10 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("bnn_ppl.numpyro needs numpyro and jax: pip install 'bnn_ppl[numpyro]'") from error
 
+from bnn_ppl.numpyro import priors
 from bnn_ppl.numpyro.initialization import init_to_prior_center
 from bnn_ppl.numpyro.plates import full_data
 from bnn_ppl.numpyro.sghmc import SGHMC, norm_adjusting_sghmc
 from bnn_ppl.numpyro.sgld import SGLD
 
-__all__ = ["SGHMC", "SGLD", "full_data", "init_to_prior_center", "norm_adjusting_sghmc"]
+__all__ = ["SGHMC", "SGLD", "full_data", "init_to_prior_center", "norm_adjusting_sghmc", "priors"]

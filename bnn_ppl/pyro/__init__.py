@@ -6,9 +6,19 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("bnn_ppl.pyro needs pyro-ppl and torch: pip install 'bnn_ppl[pyro]'") from error
 
+from bnn_ppl.pyro import priors
 from bnn_ppl.pyro.initialization import init_to_prior_center
+from bnn_ppl.pyro.networks import random_torch_module
 from bnn_ppl.pyro.plates import full_data
 from bnn_ppl.pyro.sghmc import SGHMC, norm_adjusting_sghmc
 from bnn_ppl.pyro.sgld import SGLD
 
-__all__ = ["SGHMC", "SGLD", "full_data", "init_to_prior_center", "norm_adjusting_sghmc"]
+__all__ = [
+    "SGHMC",
+    "SGLD",
+    "full_data",
+    "init_to_prior_center",
+    "norm_adjusting_sghmc",
+    "priors",
+    "random_torch_module",
+]
