@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from bnn_ppl.settings import Plate, check_count
+from bnn_ppl.layout import Plate
+from bnn_ppl.settings import check_count
 
 Arrays = dict[str, np.ndarray]
 _SAMPLE_DIMS = ("chain", "draw")
@@ -104,8 +105,8 @@ def to_arviz(
     names = _choose(var_names, list(results.samples) + side.deterministics(results))
     if (log_likelihood or posterior_predictive) and results.model is None:
         raise ValueError(
-            f"log_likelihood={log_likelihood}, posterior_predictive={posterior_predictive}: a chain of a "
-            "potential_fn has no observed sites; leave both False, or sample a model"
+            f"log_likelihood={log_likelihood}, posterior_predictive={posterior_predictive}: a chain of a potential_fn, "
+            "or of minibatches=, has no full data; leave both False, or call predict(mcmc, x, y)"
         )
     if (rows is not None or batch_size is not None) and not (log_likelihood or posterior_predictive):
         raise ValueError(

@@ -7,16 +7,14 @@ import numpy as np
 import pytest
 
 from bnn_ppl import updates
+from bnn_ppl.layout import Plate, check_target, resolve_batch_size
 from bnn_ppl.schedules import check_values, trial_steps, value_at
 from bnn_ppl.settings import (
     INTEGRATORS,
-    Plate,
     SGHMCSettings,
     SGLDSettings,
-    check_target,
     learning_rate_arguments,
     norm_adjusting_arguments,
-    resolve_batch_size,
 )
 from tests.laws import UNDERDAMPED, sgld
 
@@ -310,7 +308,7 @@ def test_trial_steps(total):
 )
 def test_check_target(model, potential_fn, message):
     with pytest.raises(ValueError, match=message):
-        check_target(model, potential_fn)
+        check_target(model, potential_fn, None)
 
 
 PLATES = {

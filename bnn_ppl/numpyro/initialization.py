@@ -9,6 +9,7 @@ unconstrained coordinate is the prior's centre plus s z with z standard normal a
 """
 
 import math
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,8 @@ import jax.numpy as jnp
 from jax import Array, random
 from numpyro.distributions import biject_to, constraints
 from numpyro.infer.util import helpful_support_errors
+
+from bnn_ppl.layout import check_start_value
 
 _MEDIAN_DRAWS = 15
 
@@ -81,3 +84,20 @@ def _spread(prior: Any, sample_shape: tuple[int, ...]) -> Array | float:
     except NotImplementedError:
         return widest
     return jnp.where(deviation < widest, deviation, widest)
+
+
+def as_strategy(init_strategy: Callable | Mapping[str, Array] | None) -> Callable:
+    """A strategy; values by site become one that starts the other sites near the prior's centre."""
+    if init_strategy is None:
+        return init_to_prior_center()
+    if isinstance(init_strategy, Mapping):
+        return partial(_init_to_given, {name: jnp.asarray(value) for name, value in init_strategy.items()})
+    # A host's strategy may come as the function itself or with its options filled in.
+    return init_strategy if isinstance(init_strategy, partial) else init_strategy()
+
+
+def _init_to_given(values: Mapping[str, Array], site: dict) -> Any:
+    if site["name"] not in values:
+        return init_to_prior_center(site)
+    check_start_value(site["name"], values[site["name"]].shape, site["fn"].shape())
+    return values[site["name"]]

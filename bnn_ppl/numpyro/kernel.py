@@ -7,7 +7,7 @@ that a run cut in pieces equals a run in one piece, bit for bit.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,17 +15,20 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax, random
 from numpyro.distributions.distribution import validation_enabled
-from numpyro.infer.initialization import init_to_value
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from bnn_ppl.numpyro import minibatches, noise, potential
+from bnn_ppl.batches import check_iterable
+from bnn_ppl.layout import check_start_sites, check_target
+from bnn_ppl.numpyro import minibatches as rows_of_plates
+from bnn_ppl.numpyro import noise, potential
 from bnn_ppl.numpyro.convolutions import fast_convolutions
-from bnn_ppl.numpyro.initialization import init_to_prior_center
+from bnn_ppl.numpyro.initialization import as_strategy
 from bnn_ppl.numpyro.layout import Layout, inspect_model, warn_held, warn_not_finite
+from bnn_ppl.numpyro.loading import Loader
 from bnn_ppl.numpyro.plates import as_arrays, full_data
 from bnn_ppl.schedules import value_at
-from bnn_ppl.settings import SGLDSettings, check_choice, check_target
+from bnn_ppl.settings import SGLDSettings, check_choice
 
 NOISES = ("normal", "fast")
 _UNROLL = 4
@@ -39,7 +42,7 @@ class Evaluation(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What a chain samples: `energy(z, temperature, batch)`, and the plates that a batch has rows of."""
+    """What a chain samples: `energy(z, temperature, batch)`, and the plates of which a batch has rows."""
 
     energy: Callable
     plates: dict[str, Any]
@@ -102,25 +105,28 @@ class StochasticGradientKernel(MCMCKernel):
         model: Callable | None,
         potential_fn: Callable | None,
         settings: SGLDSettings,
-        init_strategy: Callable | None,
+        init_strategy: Callable | Mapping[str, Array] | None,
+        minibatches: Iterable | None,
     ):
-        check_target(model, potential_fn)
+        check_target(model, potential_fn, settings.batch_size)
+        check_iterable(minibatches, potential_fn, settings)
         check_choice("noise", settings.noise, NOISES)
-        if potential_fn is not None and settings.batch_size is not None:
-            raise ValueError(
-                f"batch_size={settings.batch_size!r} needs a model with a data plate; potential_fn has no rows"
-            )
         self._model: Any = model
         self._potential_fn: Any = potential_fn
-        self._init_strategy = init_to_prior_center() if init_strategy is None else _as_strategy(init_strategy)
+        self._loader = None if minibatches is None else Loader(minibatches)
+        self._start = init_strategy
+        self._init_strategy = as_strategy(init_strategy)
         self._held: dict | None = None
         self._sample_fn: Callable | None = None
         self.settings = settings
 
     @property
     def model(self) -> Callable | None:
-        """Full-data view of the model, so that the host and ArviZ see all rows; None with `potential_fn`."""
-        return None if self._model is None else full_data(self._model)
+        """Full-data view of the model, so that the host and ArviZ see all rows.
+
+        None with `potential_fn`, and with `minibatches`, which nobody holds at once.
+        """
+        return None if self._model is None or self._loader is not None else full_data(self._model)
 
     @property
     def default_fields(self) -> tuple[str, ...]:
@@ -148,16 +154,25 @@ class StochasticGradientKernel(MCMCKernel):
     def statistics(self, step: Array, z: Any, extra: dict[str, Any], now: Evaluation) -> dict[str, Array]:
         """What a draw records besides its position."""
 
+    def _arguments(self, args: tuple, kwargs: dict, batch: list[Array] | None = None) -> tuple[tuple, dict]:
+        """The model's arguments: with a loader those of a batch, by default the first, before those given to run."""
+        args, kwargs = as_arrays((args, kwargs))
+        return (args, kwargs) if self._loader is None else self._loader.arguments(batch, args, kwargs)
+
     def _layout(self, args: tuple, kwargs: dict) -> Layout:
+        """Look at the model on its arguments, those of `_arguments`."""
         return inspect_model(self._model, args, kwargs, self.settings.batch_size, self._held)
 
     def _target(self, args: tuple, kwargs: dict) -> Target:
         if self._model is None:
             return Target(lambda z, temperature, batch: self._potential_fn(z), {})
-        args, kwargs = as_arrays((args, kwargs))
-        layout = self._layout(args, kwargs)
+        layout = self._layout(*self._arguments(args, kwargs))
+        run = args, kwargs
 
-        def energy(z: Any, temperature: Array, batch: dict[str, Array]) -> Array:
+        def energy(z: Any, temperature: Array, batch: Any) -> Array:
+            args, kwargs = self._arguments(*run, batch)
+            if self._loader is not None:
+                batch = layout.first_rows()
             return potential.potential_energy(self._model, layout, z, temperature, batch, args, kwargs)
 
         return Target(fast_convolutions(energy), layout.subsampled)
@@ -169,33 +184,43 @@ class StochasticGradientKernel(MCMCKernel):
         energy, gradient = jax.value_and_grad(target.energy)(z, temperature, batch)
         return Evaluation(energy, gradient), rest
 
-    def _minibatch(self, plates: dict, keys: Keys, stream: dict, step: Array) -> tuple[dict, dict]:
-        """Rows of each plate at a gradient step, and the stream past them."""
+    def _minibatch(self, plates: dict, keys: Keys, stream: dict, step: Array) -> tuple[Any, dict]:
+        """Rows of each plate at a gradient step, or the arrays of a batch, and the stream past them."""
+        if self._loader is not None:
+            return self._loader.batch(noise.seed_words(keys.data), step), stream
         batch, rest = {}, {}
         for i, (name, plate) in enumerate(sorted(plates.items())):
             epoch, offset = stream[name]
             shape = {"size": plate.size, "batch_size": plate.batch_size}
             words = noise.seed_words(random.fold_in(keys.data, i))
-            batch[name] = minibatches.indices(
+            batch[name] = rows_of_plates.indices(
                 words, epoch, offset, step, **shape, subsampling=self.settings.subsampling
             )
-            rest[name] = minibatches.advance(epoch, offset, **shape)
+            rest[name] = rows_of_plates.advance(epoch, offset, **shape)
         return batch, rest
 
     def init(
         self, rng_key: Array, num_warmup: int, init_params: Any, model_args: tuple, model_kwargs: dict | None
     ) -> Any:
         """State in which a chain starts, or a batch of chains for a batch of keys; the host calls this."""
-        args, kwargs = as_arrays((model_args, model_kwargs or {}))
+        run = as_arrays((model_args, model_kwargs or {}))
+        if self._loader is not None:
+            self._loader.start()
+        args, kwargs = self._arguments(*run)
         with jax.ensure_compile_time_eval():
             self.settings.check_schedules(max(num_warmup, 1))
+        follow_rows = False
         if self._model is not None:
             self._held = None
             layout = self._layout(args, kwargs)
+            if self._loader is not None:
+                self._loader.check_plates(layout.plates)
             warn_held(layout)
             self._held = layout.held
             self.settings.check_sites(list(layout.shapes))
+            check_start_sites(self._start, layout.shapes)
             self._check_start(init_params, layout, batched=not is_prng_key(rng_key))
+            follow_rows = bool(layout.subsampled) and self._loader is None
         elif init_params is None:
             raise ValueError("potential_fn needs starting values: pass init_params= to MCMC.run")
         else:
@@ -210,9 +235,9 @@ class StochasticGradientKernel(MCMCKernel):
             return jax.vmap(one_chain, out_axes=self._axes)(rng_key, init_params)
 
         with validation_enabled(False):  # its messages name no site, and _check_finite's do
-            state = _jit_over_data(start, args, kwargs)(rng_key, init_params)
+            state = _jit_over_data(start, *run)(rng_key, init_params)
             self._check_finite(state, args, kwargs)
-            if self._model is not None and layout.subsampled and not isinstance(state.lp_minibatch, jax.core.Tracer):
+            if follow_rows and not isinstance(state.lp_minibatch, jax.core.Tracer):
                 z = state.z if is_prng_key(rng_key) else jax.tree.map(lambda x: x[0], state.z)
                 self._check_rows(layout, z, args, kwargs)
         warn_not_finite(args, kwargs)
@@ -241,8 +266,8 @@ class StochasticGradientKernel(MCMCKernel):
         key_start, key_extra, key_run = random.split(rng_key, 3)
         z = init_params
         if z is None:
-            layout = self._layout(args, kwargs)
-            z = potential.initial_values(self._model, layout, key_start, self._init_strategy, args, kwargs)
+            full = self._arguments(args, kwargs)
+            z = potential.initial_values(self._model, self._layout(*full), key_start, self._init_strategy, *full)
         z = jax.tree.map(_as_float, z)
         step = jnp.int32(0)
         target = self._target(args, kwargs)
@@ -275,6 +300,8 @@ class StochasticGradientKernel(MCMCKernel):
             stream = {name: (jnp.int32(0), jnp.int32(0)) for name in layout.subsampled}
             keys = Keys(*random.split(rng_key, 3))
             batch, _ = self._minibatch(layout.subsampled, keys, stream, jnp.int32(0))
+            if self._loader is not None:
+                batch = layout.first_rows()
             cause = potential.explain_not_finite(self._model, layout, z, batch, args, kwargs)
         raise ValueError(
             f"the potential is not finite where the chain starts, because of {cause}: check the data for NaN, the "
@@ -336,7 +363,7 @@ class StochasticGradientKernel(MCMCKernel):
         """Map from unconstrained to the user's coordinates, with the deterministic sites; the host calls this."""
         if self._model is None:
             return lambda z: z
-        args, kwargs = as_arrays((model_args, model_kwargs or {}))
+        args, kwargs = self._arguments(model_args, model_kwargs or {})
         layout = self._layout(args, kwargs)
         return jax.jit(lambda z: potential.constrain(self._model, layout, z, args, kwargs))
 
@@ -371,12 +398,3 @@ def _as_float(x: Any) -> Array:
     """An array of strong type, as every later step gives it."""
     dtype = jnp.result_type(x)
     return jnp.asarray(x, dtype if jnp.issubdtype(dtype, jnp.inexact) else float)
-
-
-def _as_strategy(init_strategy: Callable) -> Callable:
-    """A host's strategy may come as the function itself or with its options filled in."""
-    if isinstance(init_strategy, partial):
-        return init_strategy
-    if isinstance(init_strategy, dict):
-        return init_to_value(values=init_strategy)
-    return init_strategy()

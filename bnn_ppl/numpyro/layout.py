@@ -13,9 +13,9 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro.infer.util import helpful_support_errors
 from numpyro.primitives import Messenger
 
+from bnn_ppl.layout import Plate, check_observation, resolve_batch_size, warn_data
 from bnn_ppl.numpyro.initialization import init_to_prior_center
 from bnn_ppl.numpyro.plates import SetPlates, full_data
-from bnn_ppl.settings import Plate, check_observation, resolve_batch_size, warn_data
 
 
 @dataclass(frozen=True)

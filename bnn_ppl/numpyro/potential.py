@@ -19,9 +19,9 @@ from numpyro.distributions import biject_to
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer.util import compute_log_probs, helpful_support_errors, log_density
 
+from bnn_ppl.layout import Plate, bypass_message
 from bnn_ppl.numpyro.layout import Layout, is_real
 from bnn_ppl.numpyro.plates import SetPlates
-from bnn_ppl.settings import Plate, bypass_message
 
 Sites = dict[str, Array]
 

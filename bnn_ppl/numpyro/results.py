@@ -16,10 +16,10 @@ from numpyro.handlers import substitute, trace
 from numpyro.infer import MCMC
 from numpyro.primitives import Messenger
 
+from bnn_ppl.layout import Plate
 from bnn_ppl.numpyro.kernel import StochasticGradientKernel
 from bnn_ppl.numpyro.layout import plates_of
 from bnn_ppl.numpyro.plates import FullData, SetPlates, as_arrays
-from bnn_ppl.settings import Plate
 
 # Names that ArviZ gives to the statistics of the host's kernels.
 _ARVIZ_NAMES = {

@@ -8,7 +8,7 @@ Rational construction of stochastic numerical methods for molecular sampling; We
 the Bayes posterior in deep neural networks really?
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -137,7 +137,8 @@ class SGHMC(StochasticGradientKernel):
         noise: str = "normal",
         subsampling: str = "epoch",
         batch_size: int | Mapping[str, int] | None = None,
-        init_strategy: Callable | None = None,
+        init_strategy: Callable | Mapping[str, Array] | None = None,
+        minibatches: Iterable | None = None,
         gradient_noise_variance: float | Mapping[str, float] = 0.0,
     ):
         settings = SGHMCSettings(
@@ -154,7 +155,7 @@ class SGHMC(StochasticGradientKernel):
             batch_size=batch_size,
             gradient_noise_variance=gradient_noise_variance,
         )
-        super().__init__(model, potential_fn, settings, init_strategy)
+        super().__init__(model, potential_fn, settings, init_strategy, minibatches)
 
     @classmethod
     def from_learning_rate(

@@ -3,7 +3,7 @@
 Reference: Welling & Teh (2011), Bayesian learning via stochastic gradient Langevin dynamics; their epsilon is 2 h.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -100,7 +100,8 @@ class SGLD(StochasticGradientKernel):
         noise: str = "normal",
         subsampling: str = "epoch",
         batch_size: int | Mapping[str, int] | None = None,
-        init_strategy: Callable | None = None,
+        init_strategy: Callable | Mapping[str, Array] | None = None,
+        minibatches: Iterable | None = None,
         gradient_noise_variance: float | Mapping[str, float] = 0.0,
     ):
         settings = SGLDSettings(
@@ -112,7 +113,7 @@ class SGLD(StochasticGradientKernel):
             batch_size=batch_size,
             gradient_noise_variance=gradient_noise_variance,
         )
-        super().__init__(model, potential_fn, settings, init_strategy)
+        super().__init__(model, potential_fn, settings, init_strategy, minibatches)
 
     def start(self, words: Array, step: Array, z: Any) -> dict[str, Any]:
         """Nothing moves besides the position."""

@@ -9,11 +9,15 @@ unconstrained coordinate is the prior's centre plus s z with z standard normal a
 """
 
 import math
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
+
+from bnn_ppl.layout import check_start_value
 
 _MEDIAN_DRAWS = 15
 
@@ -70,3 +74,21 @@ def _spread(prior: Any, center: Tensor) -> Tensor | float:
     except NotImplementedError:
         return widest
     return torch.where(deviation < widest, deviation, widest)
+
+
+def as_strategy(init_strategy: Callable | Mapping[str, Tensor] | None) -> Callable:
+    """A strategy; values by site become one that starts the other sites near the prior's centre."""
+    if init_strategy is None:
+        return init_to_prior_center
+    if isinstance(init_strategy, Mapping):
+        values = {name: torch.as_tensor(value).detach() for name, value in init_strategy.items()}
+        return partial(_init_to_given, values)
+    return init_strategy
+
+
+def _init_to_given(values: Mapping[str, Tensor], site: dict) -> Tensor:
+    name = site["name"]
+    if name not in values:
+        return init_to_prior_center(site)
+    check_start_value(name, values[name].shape, site["fn"].shape())
+    return values[name]

@@ -6,25 +6,27 @@ of minibatch k + 1 at the new position. Positions, momenta and gradients are fla
 order of their names: a handful of operations a step, however many layers a network has.
 """
 
-import multiprocessing
 import warnings
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
+from bnn_ppl.batches import BatchStream, check_iterable, check_plates
+from bnn_ppl.layout import check_start_sites, check_target
 from bnn_ppl.pyro import potential
 from bnn_ppl.pyro.compilation import Dynamics
-from bnn_ppl.pyro.initialization import init_to_prior_center
+from bnn_ppl.pyro.initialization import as_strategy
 from bnn_ppl.pyro.layout import inspect_model, same_held, warn_held, warn_not_finite
 from bnn_ppl.pyro.minibatches import IndexStream
 from bnn_ppl.pyro.plates import full_data
+from bnn_ppl.pyro.resume import WaitingStates
 from bnn_ppl.schedules import check_values, value_at
-from bnn_ppl.settings import SGLDSettings, at_site, check_choice, check_target
+from bnn_ppl.settings import SGLDSettings, at_site, check_choice
 
 NOISES = ("normal",)
 
@@ -45,24 +47,23 @@ class StochasticGradientKernel(MCMCKernel):
         model: Callable | None,
         potential_fn: Callable | None,
         settings: SGLDSettings,
-        init_strategy: Callable | None,
+        init_strategy: Callable | Mapping[str, Tensor] | None,
+        minibatches: Iterable | None,
         jit_compile: bool,
     ):
-        check_target(model, potential_fn)
+        check_target(model, potential_fn, settings.batch_size)
+        check_iterable(minibatches, potential_fn, settings)
         check_choice("noise", settings.noise, NOISES)
-        if potential_fn is not None and settings.batch_size is not None:
-            raise ValueError(
-                f"batch_size={settings.batch_size!r} needs a model with a data plate; potential_fn has no rows"
-            )
         self._model: Any = model
         self._potential_fn: Any = potential_fn
-        self._init_strategy = init_to_prior_center if init_strategy is None else init_strategy
+        self._minibatches = minibatches
+        self._start = init_strategy
+        self._init_strategy = as_strategy(init_strategy)
         self.settings = settings
         self.jit_compile = jit_compile
         self.transforms: dict[str, Any] | None = None
         self._given: dict[str, Tensor] | None = None
-        self._resume: list[dict] = []
-        self._resumed = torch.zeros(0, dtype=torch.bool)
+        self._waiting = WaitingStates([])
         self._dynamics = Dynamics(jit_compile)
         self.cleanup()
 
@@ -77,8 +78,8 @@ class StochasticGradientKernel(MCMCKernel):
 
     @property
     def model(self) -> Callable | None:
-        """Full-data view of the model; None with `potential_fn`."""
-        return None if self._model is None else full_data(self._model)
+        """Full-data view of the model; None with `potential_fn`, and with `minibatches`, which nobody holds at once."""
+        return None if self._model is None or self._minibatches is not None else full_data(self._model)
 
     @property
     def initial_params(self) -> dict[str, Tensor]:
@@ -112,11 +113,16 @@ class StochasticGradientKernel(MCMCKernel):
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Prepare a chain on the model's arguments; the host calls this."""
         self.settings.check_schedules(max(warmup_steps, 1))
-        resume = self._take_state()
+        resume = self._waiting.take()
+        given = args, kwargs
+        self._loaded = None
+        if self._minibatches is not None:
+            self._loaded = BatchStream(self._minibatches, _as_tensor)
+            args, kwargs = self._loaded.arguments(self._loaded.peek(), args, kwargs)
         if self._model is None:
             initial = self._setup_potential_fn(resume)
         else:
-            initial = self._setup_model(args, kwargs)
+            initial = self._setup_model(args, kwargs, given)
         self._shapes = {name: initial[name].shape for name in sorted(initial)}
         self._dtypes = {name: initial[name].dtype for name in self._shapes}
         self._warmup_steps = warmup_steps
@@ -129,6 +135,7 @@ class StochasticGradientKernel(MCMCKernel):
         self._streams = {
             name: IndexStream(plate, self.settings.subsampling, self._layout.devices[name])
             for name, plate in (self._layout.subsampled if self._model is not None else {}).items()
+            if self._loaded is None
         }
         self._extra = self.start()
         self._last = self._unflatten(self._position)
@@ -140,7 +147,9 @@ class StochasticGradientKernel(MCMCKernel):
             warn_not_finite(args, kwargs)
             if self._model is not None:
                 z = self._unflatten(self._position)
-                potential.check_rows(self._model, self._layout, z, args, kwargs)
+                potential.check_fixed(self._model, self._layout, z, args, kwargs)
+                if self._loaded is None:
+                    potential.check_rows(self._model, self._layout, z, args, kwargs)
 
     def _setup_potential_fn(self, resume: dict[str, Any] | None) -> dict[str, Tensor]:
         if self._given is None and resume is None:
@@ -153,20 +162,29 @@ class StochasticGradientKernel(MCMCKernel):
         )
         return initial
 
-    def _setup_model(self, args: tuple, kwargs: dict) -> dict[str, Tensor]:
-        layout = inspect_model(self._model, self._init_strategy, args, kwargs, self.settings.batch_size)
+    def _setup_model(self, args: tuple, kwargs: dict, run: tuple[tuple, dict]) -> dict[str, Tensor]:
+        loaded = self._loaded
+        layout = inspect_model(
+            self._model, self._init_strategy, args, kwargs, self.settings.batch_size, streamed=loaded is not None
+        )
+        if loaded is not None:
+            check_plates(self._minibatches, loaded.rows, layout.plates)
         warn_held(layout)
         before = getattr(self, "_layout", None)
         if before is not None and not same_held(layout, before):
             self._dynamics = Dynamics(self.jit_compile)  # the graph holds the old values as constants
         self._layout = layout
         self.settings.check_sites(list(layout.initial))
+        check_start_sites(self._start, layout.initial)
         self.transforms = layout.transforms
 
         def energy(z: dict, temperature: Any, batch: dict, args: tuple, kwargs: dict) -> Tensor:
+            if loaded is not None:
+                args, kwargs = loaded.arguments(list(batch.values()), args, kwargs)
+                batch = layout.first_rows()
             return potential.potential_energy(self._model, layout, z, temperature, batch, args, kwargs)
 
-        self._dynamics.prepare(self.move, energy, self._unflatten, args, kwargs)
+        self._dynamics.prepare(self.move, energy, self._unflatten, *run)
         initial = self._given or layout.initial
         given = {name: tuple(value.shape) for name, value in initial.items()}
         needed = {name: tuple(shape) for name, shape in layout.shapes.items()}
@@ -204,7 +222,10 @@ class StochasticGradientKernel(MCMCKernel):
         return float(value_at(schedule, step))
 
     def _next_batch(self) -> None:
-        self._batch = {name: stream.next() for name, stream in self._streams.items()}
+        if self._loaded is None:
+            self._batch = {name: stream.next() for name, stream in self._streams.items()}
+        else:
+            self._batch = {f"array {i}": leaf for i, leaf in enumerate(self._loaded.next())}
 
     def _evaluate(self) -> None:
         """Potential and gradient at the current position on the next minibatch."""
@@ -229,7 +250,8 @@ class StochasticGradientKernel(MCMCKernel):
         cause = "potential_fn"
         if self._model is not None:
             z = self._unflatten(self._position)
-            cause = potential.explain_not_finite(self._model, self._layout, z, self._batch, args, kwargs)
+            rows = self._batch if self._loaded is None else self._layout.first_rows()
+            cause = potential.explain_not_finite(self._model, self._layout, z, rows, args, kwargs)
         raise ValueError(
             f"the potential is not finite where the chain starts, because of {cause}: check the data for NaN, the "
             "priors' supports, and the initial values (init_strategy, initial_params)"
@@ -346,25 +368,7 @@ class StochasticGradientKernel(MCMCKernel):
         state
             From `state_dict`, with as many chains as the next run has.
         """
-        self._resume = list(state["chains"])
-        self._resumed = torch.zeros(len(self._resume), dtype=torch.bool).share_memory_()
-
-    def _take_state(self) -> dict[str, Any] | None:
-        """The loaded state that this chain goes on from, if any: each serves one chain, in whatever process it runs."""
-        waiting = [i for i, resumed in enumerate(self._resumed.tolist()) if not resumed]
-        chain = multiprocessing.current_process().name
-        if waiting and multiprocessing.parent_process() is not None and chain.isdigit():  # as the host names its chains
-            if int(chain) >= len(self._resume):
-                raise ValueError(
-                    f"the state to resume has {len(self._resume)} chains, and this is chain {int(chain) + 1}: give "
-                    "MCMC the num_chains that the state comes from"
-                )
-            waiting = [i for i in waiting if i == int(chain)]
-        if not waiting:
-            self._resume, self._resumed = [], self._resumed[:0]
-            return None
-        self._resumed[waiting[0]] = True
-        return self._resume[waiting[0]]
+        self._waiting = WaitingStates(state["chains"])
 
     def _load(self, state: dict[str, Any]) -> None:
         theirs, ours = (state["kernel"], state["sizes"]), (type(self).__name__, self._sizes())
@@ -388,3 +392,9 @@ class StochasticGradientKernel(MCMCKernel):
         if state["cuda_generator"] is not None:
             torch.cuda.set_rng_state(state["cuda_generator"], self._position.device)
         self._last = self._unflatten(self._position)
+
+
+def _as_tensor(value: Any) -> Tensor:
+    if isinstance(value, str | bytes):
+        raise TypeError
+    return torch.as_tensor(value)

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.utils import _pytree as pytree
 
+from bnn_ppl.layout import STREAM_FAILURE, Plate, check_observation, resolve_batch_size, warn_data
 from bnn_ppl.pyro.plates import any_number_of_rows, full_data
-from bnn_ppl.settings import Plate, check_observation, resolve_batch_size, warn_data
 
 Sites = dict[str, Tensor]
 
@@ -54,11 +54,12 @@ class Layout:
 class _Start(Messenger):
     """Start values for the latent sites by an init strategy, and rows for the plates."""
 
-    def __init__(self, init_strategy: Callable, rows: Mapping[str, int], held: Mapping[str, Any]):
+    def __init__(self, init_strategy: Callable, rows: Mapping[str, int], held: Mapping[str, Any], streamed: bool):
         super().__init__()
         self.init_strategy = init_strategy
         self.rows = rows
         self.held = held
+        self.streamed = streamed
 
     def _pyro_param(self, msg: dict) -> None:
         if msg["name"] in self.held:
@@ -67,10 +68,11 @@ class _Start(Messenger):
     def _pyro_sample(self, msg: dict) -> None:
         name, fn = msg["name"], msg["fn"]
         if isinstance(fn, _Subsample):
-            if msg["value"] is not None and len(msg["value"]) < fn.size:
+            if msg["value"] is not None and len(msg["value"]) < fn.size and not self.streamed:
                 raise ValueError(
                     f"plate {name!r} brings its own subsample= of {len(msg['value'])} rows, so the kernel cannot "
-                    "draw minibatches: write subsample_size= instead, and index the full data inside the plate"
+                    "draw minibatches: write subsample_size= instead, and index the full data inside the plate; or "
+                    "give the kernel minibatches= from which it takes batches"
                 )
             if fn.subsample_size is not None and fn.subsample_size > fn.size:
                 raise ValueError(f"plate {name!r} has subsample_size={fn.subsample_size}, more than its {fn.size} rows")
@@ -207,8 +209,9 @@ def _look(
     rows: Mapping[str, int],
     args: tuple,
     kwargs: dict,
+    streamed: bool = False,
 ) -> dict[str, dict]:
-    start = _Start(init_strategy, rows, held)
+    start = _Start(init_strategy, rows, held, streamed)
     recorder = poutine.trace(model)
     with any_number_of_rows() if rows else nullcontext(), start, torch.enable_grad():
         try:
@@ -218,6 +221,8 @@ def _look(
             sites = dict(recorder.msngr.trace.nodes)
             plates = plates_of(sites)
             _check_latents(sites, plates, complete=False)
+            if streamed:
+                raise ValueError(STREAM_FAILURE) from error
             failure = error
     subsampled = [name for name, plate in plates.items() if plate.subsampled]
     if subsampled and _works(full_data(model), init_strategy, held, args, kwargs):
@@ -241,6 +246,7 @@ def inspect_model(
     args: tuple,
     kwargs: dict,
     batch_size: int | Mapping[str, int] | None,
+    streamed: bool = False,
 ) -> Layout:
     """Look at a model: find its plates and sites, and refuse what minibatch sampling cannot do.
 
@@ -252,6 +258,8 @@ def inspect_model(
         Pyro init strategy, which gives the start values that the layout holds.
     batch_size
         As given to the kernel.
+    streamed
+        Whether the arguments are one batch of the kernel's ``minibatches=``.
 
     Returns
     -------
@@ -262,7 +270,7 @@ def inspect_model(
     ValueError
         For a model that cannot be sampled; the message names the site or plate and the remedy.
     """
-    sites = _look(model, init_strategy, {}, {}, args, kwargs)
+    sites = _look(model, init_strategy, {}, {}, args, kwargs, streamed)
     held = {n: s["value"].detach() for n, s in sites.items() if s["type"] == "param"}
     plates = plates_of(sites)
     cut = resolve_batch_size(plates, batch_size)
@@ -291,9 +299,11 @@ def same_held(a: Layout, b: Layout) -> bool:
 
 def warn_held(layout: Layout) -> None:
     """Tell the user of param sites that keep the value they have at set-up."""
-    if layout.held:
+    # "$$$" is in the names of pyro.module and random_torch_module, whose users know what they left without a prior.
+    names = [name for name in layout.held if "$$$" not in name]
+    if names:
         warnings.warn(
-            f"param sites {list(layout.held)} are held at their initial values: MCMC samples latent sites only. "
+            f"param sites {names} are held at their initial values: MCMC samples latent sites only. "
             "Give them priors (pyro.sample, PyroSample) to infer them",
             UserWarning,
             stacklevel=3,

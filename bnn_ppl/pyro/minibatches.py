@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnn_ppl.settings import Plate
+from bnn_ppl.layout import Plate
 
 
 class IndexStream:

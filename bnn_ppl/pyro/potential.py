@@ -21,9 +21,9 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Distribution
 
+from bnn_ppl.layout import bypass_message
 from bnn_ppl.pyro.layout import Layout, Sites
 from bnn_ppl.pyro.plates import any_number_of_rows
-from bnn_ppl.settings import bypass_message
 
 
 class _LogDensity(Messenger):
@@ -44,7 +44,7 @@ class _LogDensity(Messenger):
     def _pyro_sample(self, msg: dict) -> None:
         name, fn = msg["name"], msg["fn"]
         if isinstance(fn, _Subsample):
-            if name in self.batch:
+            if name in self.batch and msg["value"] is None:  # a plate may bring a batch of minibatches= itself
                 msg["value"] = self.batch[name]
             return
         if not msg["is_observed"]:
@@ -124,14 +124,10 @@ def potential_energy(
 
 
 @torch.no_grad()
-def check_rows(model: Callable, layout: Layout, z: Sites, args: tuple, kwargs: dict) -> None:
-    """Raise a ValueError for a model that draws numbers of its own, or whose data do not follow the plates' rows."""
-
-    def look(batch: dict[str, Tensor]) -> _LogDensity:
-        return _run(model, layout, z, batch, args, kwargs)[0]
-
+def check_fixed(model: Callable, layout: Layout, z: Sites, args: tuple, kwargs: dict) -> None:
+    """Raise a ValueError for a model that draws numbers of its own."""
     first = layout.first_rows()
-    one, same = look(first), look(first)
+    one, same = (_run(model, layout, z, first, args, kwargs)[0] for _ in range(2))
     for name, term in one.terms.items():
         if not torch.allclose(term, same.terms[name], rtol=1e-4, equal_nan=True):
             raise ValueError(
@@ -139,7 +135,14 @@ def check_rows(model: Callable, layout: Layout, z: Sites, args: tuple, kwargs: d
                 "random numbers of its own, as dropout does, and has no fixed potential. Switch that off "
                 "(module.eval()), or make the noise a sample site"
             )
-    other = look({n: rows + layout.plates[n].size - len(rows) for n, rows in first.items()})
+
+
+@torch.no_grad()
+def check_rows(model: Callable, layout: Layout, z: Sites, args: tuple, kwargs: dict) -> None:
+    """Raise a ValueError for a model whose data do not follow the plates' rows."""
+    first = layout.first_rows()
+    last = {name: rows + layout.plates[name].size - len(rows) for name, rows in first.items()}
+    one, other = (_run(model, layout, z, rows, args, kwargs)[0] for rows in (first, last))
     for name, (value, plates) in one.observed.items():
         disjoint = [n for n in plates if n in first and 2 * len(first[n]) <= layout.plates[n].size]
         if disjoint and _alike(one.terms[name], other.terms[name]):

@@ -16,10 +16,10 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from bnn_ppl.layout import Plate
 from bnn_ppl.pyro.kernel import StochasticGradientKernel
 from bnn_ppl.pyro.layout import plates_of
 from bnn_ppl.pyro.plates import FullData, any_number_of_rows
-from bnn_ppl.settings import Plate
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Rational construction of stochastic numerical methods for molecular sampling; We
 the Bayes posterior in deep neural networks really?
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -114,7 +114,8 @@ class SGHMC(StochasticGradientKernel):
         noise: str = "normal",
         subsampling: str = "epoch",
         batch_size: int | Mapping[str, int] | None = None,
-        init_strategy: Callable | None = None,
+        init_strategy: Callable | Mapping[str, Tensor] | None = None,
+        minibatches: Iterable | None = None,
         gradient_noise_variance: float | Mapping[str, float] = 0.0,
         jit_compile: bool = False,
     ):
@@ -132,7 +133,7 @@ class SGHMC(StochasticGradientKernel):
             batch_size=batch_size,
             gradient_noise_variance=gradient_noise_variance,
         )
-        super().__init__(model, potential_fn, settings, init_strategy, jit_compile)
+        super().__init__(model, potential_fn, settings, init_strategy, minibatches, jit_compile)
 
     @classmethod
     def from_learning_rate(

@@ -3,7 +3,7 @@
 Reference: Welling & Teh (2011), Bayesian learning via stochastic gradient Langevin dynamics; their epsilon is 2 h.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -80,7 +80,8 @@ class SGLD(StochasticGradientKernel):
         noise: str = "normal",
         subsampling: str = "epoch",
         batch_size: int | Mapping[str, int] | None = None,
-        init_strategy: Callable | None = None,
+        init_strategy: Callable | Mapping[str, Tensor] | None = None,
+        minibatches: Iterable | None = None,
         gradient_noise_variance: float | Mapping[str, float] = 0.0,
         jit_compile: bool = False,
     ):
@@ -93,7 +94,7 @@ class SGLD(StochasticGradientKernel):
             batch_size=batch_size,
             gradient_noise_variance=gradient_noise_variance,
         )
-        super().__init__(model, potential_fn, settings, init_strategy, jit_compile)
+        super().__init__(model, potential_fn, settings, init_strategy, minibatches, jit_compile)
 
     def start(self) -> dict[str, Tensor]:
         """Nothing moves besides the position."""

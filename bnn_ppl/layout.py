@@ -1,0 +1,139 @@
+"""What a model has to be to be sampled: its plates, and errors in words, shared by both backends."""
+
+import math
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+def check_target(model: Any, potential_fn: Any, batch_size: Any) -> None:
+    """Raise a ValueError unless exactly one of `model` and `potential_fn` is a callable, and only a model has rows."""
+    if (model is None) == (potential_fn is None):
+        given = "neither" if model is None else "both"
+        raise ValueError(
+            f"give exactly one of model and potential_fn, got {given}: model is a callable with sample "
+            "statements, potential_fn a function of the unconstrained values"
+        )
+    name, value = ("model", model) if potential_fn is None else ("potential_fn", potential_fn)
+    if not callable(value):
+        raise ValueError(f"{name} must be callable, got {value!r}")
+    if potential_fn is not None and batch_size is not None:
+        raise ValueError(f"batch_size={batch_size!r} needs a model with a data plate; potential_fn has no rows")
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A data plate as found in a model: `batch_size` rows of `size`, inside it some observed sites or none."""
+
+    name: str
+    size: int
+    batch_size: int
+    observes: bool = False
+    holds_latents: bool = False
+
+    @property
+    def subsampled(self) -> bool:
+        """Whether a minibatch has fewer rows than the plate."""
+        return self.batch_size < self.size
+
+
+def resolve_batch_size(plates: Mapping[str, Plate], batch_size: int | Mapping[str, int] | None) -> dict[str, int]:
+    """Rows of a minibatch by plate, for the full-data plates that the kernel's `batch_size` cuts.
+
+    Raises
+    ------
+    ValueError
+        If the plate is unknown, smaller than the batch, or has a subsample_size of its own, or if an integer
+        could mean several plates.
+    """
+    if batch_size is None:
+        return {}
+    if not isinstance(batch_size, Mapping):
+        candidates = [p.name for p in plates.values() if p.observes and not p.subsampled and not p.holds_latents]
+        own = [p for p in plates.values() if p.observes and p.subsampled]
+        if not candidates and own:
+            raise ValueError(
+                f"batch_size={batch_size} for plate {own[0].name!r}, which has subsample_size={own[0].batch_size} "
+                "already: give one of the two"
+            )
+        if len(candidates) != 1:
+            found = f"the candidates {candidates}" if candidates else "none"
+            raise ValueError(
+                f"batch_size={batch_size} needs exactly one full-data plate with observations and found {found}: "
+                "put the observations in a data plate without subsample_size, or give a dict by plate name"
+            )
+        batch_size = {candidates[0]: int(batch_size)}
+    for name, rows in batch_size.items():
+        if name not in plates:
+            raise ValueError(f"batch_size names {name!r}, but the model's plates are {sorted(plates)}")
+        plate = plates[name]
+        if plate.subsampled:
+            raise ValueError(
+                f"batch_size={rows} for plate {name!r}, which has subsample_size={plate.batch_size} already: "
+                "give one of the two"
+            )
+        if rows > plate.size:
+            raise ValueError(f"batch_size={rows} is larger than plate {name!r} of {plate.size} rows")
+    return {name: int(rows) for name, rows in batch_size.items()}
+
+
+def check_observation(name: str, value: tuple[int, ...], batch: tuple[int, ...], event_dim: int) -> None:
+    """Raise a ValueError if broadcasting counts an observed value more than once.
+
+    Parameters
+    ----------
+    name
+        The observed site.
+    value, batch
+        Shape of the observations, and batch shape of their distribution.
+    event_dim
+        Dimensions of one observation.
+    """
+    own = value[: len(value) - event_dim]
+    if value and math.prod(batch) > math.prod(own):
+        raise ValueError(
+            f"observed site {name!r} has values of shape {tuple(value)}, but its distribution has the batch shape "
+            f"{tuple(batch)}, so that each value would be counted {math.prod(batch) // max(math.prod(own), 1)} times: "
+            "give both the same shape, for instance by squeezing the network's output, mean[..., 0]"
+        )
+
+
+def check_start_sites(init_strategy: Any, sites: Collection[str]) -> None:
+    """Raise a ValueError for start values of sites that the model lacks; strategies are not looked at."""
+    unknown = sorted(set(init_strategy) - set(sites)) if isinstance(init_strategy, Mapping) else []
+    if unknown:
+        raise ValueError(f"init_strategy has values for {unknown}, and the latent sites are {sorted(sites)}")
+
+
+def check_start_value(name: str, given: tuple[int, ...], needed: tuple[int, ...]) -> None:
+    """Raise a ValueError for a start value of the wrong shape."""
+    if tuple(given) != tuple(needed):
+        raise ValueError(
+            f"init_strategy has a value of shape {tuple(given)} for site {name!r} of shape {tuple(needed)}: give one "
+            "value of the site, such as one draw, in the user's coordinates"
+        )
+
+
+STREAM_FAILURE = (
+    "the model fails on the first batch of minibatches=: it gets one batch, model(*batch), and a plate must state the "
+    'rows of all batches, plate("data", N, subsample_size=len(x)), with the batch taken as it is inside'
+)
+
+
+def bypass_message(name: str, plate: str, what: str) -> str:
+    """Error text for an observed site whose data do not follow the rows of its plate."""
+    return (
+        f"{what} of observed site {name!r} are the same for different rows of plate {plate!r}, so the data bypass it: "
+        "take both inputs and observations by the plate's indices, x[idx] and y[idx], or by subsample(...) inside it"
+    )
+
+
+def warn_data(shape: tuple[int, ...]) -> None:
+    """Tell the user that an argument of the model, of this shape, is not finite everywhere."""
+    warnings.warn(
+        f"an argument of the model, of shape {shape}, has NaN or infinite values: unless the model masks them, the "
+        "chain diverges whenever a minibatch meets them",
+        UserWarning,
+        stacklevel=4,
+    )
