@@ -19,7 +19,7 @@ import numpy as np
 from networks import INPUTS, SHAPES, B, N, data, forward_jax, forward_torch, weights
 
 STEPS = {  # enough for a run's own set-up not to show
-    "numpyro": {"mlp": 2000, "lenet5": 100, "regression": 20_000},
+    "numpyro": {"mlp": 8000, "lenet5": 200, "regression": 100_000},
     "pyro": {"mlp": 4000, "lenet5": 240, "regression": 10_000},
 }
 

@@ -15,6 +15,7 @@ from bnn_ppl.namespaces import namespace
 from bnn_ppl.settings import SGLDSettings
 
 Array = Any
+_END = object()
 
 
 def check_iterable(minibatches: Any, potential_fn: Any, settings: SGLDSettings) -> None:
@@ -36,8 +37,8 @@ def check_iterable(minibatches: Any, potential_fn: Any, settings: SGLDSettings) 
             raise ValueError(f"minibatches and {name}={given!r} exclude each other: leave one of the two out")
     if settings.subsampling != "epoch":
         raise ValueError(
-            f"subsampling={settings.subsampling!r} has no effect with minibatches, whose order is the iterable's: leave "
-            "it out"
+            f"subsampling={settings.subsampling!r} has no effect with minibatches, whose order is the iterable's: "
+            "leave it out"
         )
 
 
@@ -56,10 +57,10 @@ class BatchStream:
     def __init__(self, minibatches: Any, as_array: Callable[[Any], Array]):
         self._minibatches = minibatches
         self._as_array = as_array
-        self._iterator: Iterator | None = None
-        self._waiting: list[Array] = []
         self._names: list[str] | None = None
-        self._waiting = self._fetch()
+        self._form: list[tuple] | None = None
+        self.iterator: Iterator | None = None
+        self._waiting: list[Array] = self._fetch()
         self.rows = len(self._waiting[0])
 
     def peek(self) -> list[Array]:
@@ -89,32 +90,40 @@ class BatchStream:
             self._waiting = [namespace(new).concatenate([old, new]) for old, new in pairs]
 
     def _fetch(self) -> list[Array]:
-        if self._iterator is not None:
-            batch = next(self._iterator, None)
-            if batch is not None:
-                return self._leaves(batch)
-        again = iter(self._minibatches)
-        ended = again is self._iterator
-        self._iterator = again
-        batch = None if ended else next(again, None)
-        if batch is None:
-            why = "ended, and it cannot be started again" if ended else "is empty"
+        batch = _END if self.iterator is None else next(self.iterator, _END)
+        if batch is _END:
+            why = "is empty" if self.iterator is None else "ended, and it cannot be started again"
+            self.iterator = iter(self._minibatches)
+            batch = next(self.iterator, _END)
+        if batch is _END:
             raise ValueError(
                 f"minibatches={self._minibatches!r} {why}: pass a DataLoader, a list, or another object whose iter() "
                 "gives a new epoch"
             )
-        return self._leaves(batch)
+        leaves = self._leaves(batch)
+        form = [(tuple(leaf.shape[1:]), leaf.dtype) for leaf in leaves]
+        self._form = self._form or form
+        if form != self._form:
+            raise ValueError(
+                "the arrays of each batch of minibatches must have the shapes, but for the rows, and the types of the "
+                f"first batch, {self._form}, got {form}"
+            )
+        return leaves
 
     def _leaves(self, batch: Any) -> list[Array]:
         if isinstance(batch, Mapping):
-            self._names, values = list(batch), list(batch.values())
+            self._names = self._names or list(batch)
+            if set(batch) != set(self._names):
+                raise ValueError(f"a batch of minibatches has the keys {list(batch)}, and the first had {self._names}")
+            values = [batch[name] for name in self._names]
         else:
             values = list(batch) if isinstance(batch, list | tuple) else [batch]
         try:
             leaves = [self._as_array(value) for value in values]
-        except TypeError as error:
+        except (TypeError, ValueError, RuntimeError) as error:  # NumPy and torch have their own for what is no array
             raise ValueError(
-                f"a batch of minibatches must be an array, or a tuple, list or dict of arrays, got {batch!r}"
+                "a batch of minibatches must be an array, or a tuple, list or dict of arrays, got "
+                f"{type(batch).__name__} with {[type(value).__name__ for value in values]}"
             ) from error
         lengths = [leaf.shape[0] if len(leaf.shape) else None for leaf in leaves]
         if not leaves or None in lengths or len(set(lengths)) > 1 or lengths[0] == 0:
@@ -145,12 +154,11 @@ def check_plates(minibatches: Any, rows: int, plates: Mapping[str, Plate]) -> No
         count = len(minibatches)
     except TypeError:
         count = None
-    for plate in data:
-        if plate.size <= rows and count != 1:
-            raise ValueError(
-                f"plate {plate.name!r} has only the {plate.size} rows of a batch, and minibatches has more of them, so "
-                f"that the prior would count {'N / B' if count is None else count} times: {remedy}"
-            )
+    if count != 1 and all(plate.size == rows for plate in data):
+        raise ValueError(
+            f"plate {data[0].name!r} has only the {rows} rows of a batch, and minibatches has more of them, so that "
+            f"the prior would count {'N / B' if count is None else count} times: {remedy}"
+        )
     least, most = (0, np.inf) if count is None else ((count - 1) * rows, (count + 1) * rows)
     if not any(least < plate.size < most for plate in data):
         raise ValueError(

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from bnn_ppl.labels import Arrays, Labels, data_plates, plain
 from bnn_ppl.layout import Plate
 from bnn_ppl.settings import check_count
 
-Arrays = dict[str, np.ndarray]
 _SAMPLE_DIMS = ("chain", "draw")
 
 
@@ -114,7 +114,7 @@ def to_arviz(
             "posterior_predictive=True: leave them out"
         )
     plan = _Plan(results, _check_rows(rows, results), _chunk_sizes(batch_size, results.plates))
-    labels = _Labels(results, dims, coords)
+    labels = Labels(results, dims, coords)
 
     posterior = side.posterior(results, names)
     groups = {
@@ -169,27 +169,13 @@ def _choose(var_names: str | Sequence[str] | None, sites: list[str]) -> list[str
     if var_names is None:
         return sites
     given = [var_names] if isinstance(var_names, str) else list(var_names)
-    excluded = {_plain(name[1:]) for name in given if name.startswith("~")}
-    included = {_plain(name) for name in given if not name.startswith("~")}
-    unknown = sorted((excluded | included) - {_plain(name) for name in sites})
+    excluded = {plain(name[1:]) for name in given if name.startswith("~")}
+    included = {plain(name) for name in given if not name.startswith("~")}
+    unknown = sorted((excluded | included) - {plain(name) for name in sites})
     if unknown:
         raise ValueError(f"var_names={given!r} names {unknown}, and the sites are {sites}")
     everything = excluded and not included
-    return [n for n in sites if (everything or _plain(n) in included) and _plain(n) not in excluded]
-
-
-def _plain(name: str) -> str:
-    """Name without slashes, which a DataTree takes for paths and NumPyro's modules put between their parts."""
-    return name.replace("/", ".")
-
-
-def _data_plates(results: Any) -> list[str]:
-    """Plates around observed sites and around no latent ones."""
-    observed, latent = (
-        {plate for site in results.sites.values() if site.kind == kind for plate in site.plates}
-        for kind in ("observed", "latent")
-    )
-    return [plate for plate in results.plates if plate in observed - latent]
+    return [n for n in sites if (everything or plain(n) in included) and plain(n) not in excluded]
 
 
 def _check_rows(rows: Any, results: Any) -> Arrays:
@@ -198,7 +184,7 @@ def _check_rows(rows: Any, results: Any) -> Arrays:
     if rows is None:
         return {}
     if not isinstance(rows, Mapping):
-        data = _data_plates(results)
+        data = data_plates(results)
         if len(data) != 1:
             raise ValueError(f"rows={rows!r} needs one plate of data, and the model has {data}: give a dict by plate")
         rows = {data[0]: rows}
@@ -285,84 +271,6 @@ class _Plan:
         if name not in whole:
             whole[name] = np.empty(shape, value.dtype)
         whole[name][tuple(target)] = value[tuple(source)]
-
-
-class _Labels:
-    """Names of dimensions and values of coordinates."""
-
-    def __init__(self, results: Any, dims: Mapping[str, Sequence[str]] | None, coords: Mapping[str, Any] | None):
-        self.results = results
-        self.dims = {_plain(n): [given] if isinstance(given, str) else list(given) for n, given in (dims or {}).items()}
-        known = {_plain(name) for name in (*results.samples, *results.sites, *results.arguments)}
-        unknown = sorted(set(self.dims) - known)
-        if unknown:
-            raise ValueError(f"dims names {unknown}, and the variables are {sorted(known)}")
-        self.coords = dict(coords or {})
-
-    def dataset(
-        self,
-        values: Arrays,
-        leading: tuple[str, ...],
-        rows: Mapping[str, np.ndarray] | None = None,
-        *,
-        events: bool = True,
-        rows_first: bool = False,
-    ) -> xr.Dataset:
-        """Arrays by name with their dimensions: `leading`, then those of the plates, then of events if there are any.
-
-        `rows` are the chosen ones by plate; `rows_first` is for arrays that are no sites.
-        """
-        named: dict[str, tuple[str, ...]] = {}
-        plates: dict[str, str] = {}
-        sizes = dict(zip(leading, self.results.shape, strict=False))
-        rows = rows or {}
-        for name, value in values.items():
-            shape = value.shape[len(leading) :]
-            around = self._plates(name, shape, events, rows_first, rows)
-            dims = self._names(name, shape, around, events)
-            plates |= {dims[i]: plate for i, plate in around.items()}
-            named[name] = (*leading, *dims)
-            for dim, size in zip(dims, shape, strict=True):
-                if sizes.setdefault(dim, size) != size:
-                    raise ValueError(
-                        f"dimension {dim!r} of {name!r} has {size} entries and elsewhere {sizes[dim]}: name the "
-                        "dimensions with dims="
-                    )
-        coords = {dim: self._coordinate(dim, size, rows.get(plates.get(dim, ""))) for dim, size in sizes.items()}
-        plain = {name: _plain(name) + "_" * (_plain(name) in sizes) for name in values}
-        return xr.Dataset({plain[name]: (named[name], value) for name, value in values.items()}, coords)
-
-    def _plates(
-        self, name: str, shape: tuple, events: bool, rows_first: bool, rows: Mapping[str, np.ndarray]
-    ) -> dict[int, str]:
-        """Plate of each dimension that is one's."""
-        plates = self.results.plates
-        if rows_first:  # an argument of the model: only its length tells
-            fitting = [plate for plate in _data_plates(self.results) if shape[:1] == (plates[plate].size,)]
-            return {0: fitting[0]} if len(fitting) == 1 else {}
-        if name not in self.results.sites:
-            return {}
-        axes = self.results.sites[name].axes(shape, None if events else 0)
-        length = {plate: len(rows.get(plate, range(plates[plate].size))) for plate in axes}
-        return {len(shape) + axis: plate for plate, axis in axes.items() if shape[axis] == length[plate]}
-
-    def _names(self, name: str, shape: tuple, plates: Mapping[int, str], events: bool) -> list[str]:
-        names = [_plain(plates.get(i, f"{name}_dim_{i}")) for i in range(len(shape))]
-        given = self.dims.get(_plain(name), [])
-        # A log likelihood has no event dimensions, so it takes the first of the names.
-        if len(given) > len(names) and events:
-            raise ValueError(f"dims[{name!r}]={given!r} has more names than the variable's shape {shape} dimensions")
-        return [*given, *names[len(given) :]][: len(names)]
-
-    def _coordinate(self, dim: str, size: int, rows: np.ndarray | None) -> np.ndarray:
-        if dim not in self.coords:
-            return np.arange(size) if rows is None else rows
-        value = np.asarray(self.coords[dim])
-        if rows is not None and len(value) > rows.max() and len(value) != size:
-            value = value[rows]
-        if value.shape != (size,):
-            raise ValueError(f"coords[{dim!r}] has shape {value.shape}, and the dimension has {size} entries")
-        return value
 
 
 def _constants(arguments: Arrays, observed: Arrays) -> Arrays:

@@ -84,7 +84,10 @@ def assert_statistics(statistics, theta, r, arguments) -> None:
         "configurational_temperature": sum((precision * x**2).sum(1) for x in theta.values()) / size,
         "gradient_norm": np.sqrt(sum(((precision * x) ** 2).sum(1) for x in theta.values())),
     }
+    sites = sorted(theta)
+    expected["site_configurational_temperature"] = np.stack([(precision * theta[s] ** 2).mean(1) for s in sites], 1)
     if r:
+        expected["site_kinetic_temperature"] = np.stack([(r[s] ** 2).mean(1) / MASS[s] for s in sites], 1)
         expected["kinetic_temperature"] = sum((r[site] ** 2).sum(1) / MASS[site] for site in r) / size
         expected["momentum_norm_sq"] = sum((p**2).sum(1) for p in r.values())
         expected["position_momentum"] = sum((theta[site] * r[site]).sum(1) for site in r)

@@ -26,6 +26,8 @@ BACKENDS = {
 # What shared modules may import beside the standard library and NumPy.
 ANALYSIS = {
     "bnn_ppl.export": {"arviz", "xarray"},
+    "bnn_ppl.labels": {"xarray"},
+    "bnn_ppl.predictions": {"xarray"},
     "bnn_ppl.store": {"arviz", "xarray", "zarr"},
     "bnn_ppl.diagnostics": {"arviz", "scipy", "scoringrules", "xarray"},
     "bnn_ppl.plots": {"arviz", "matplotlib", "xarray"},
@@ -33,7 +35,7 @@ ANALYSIS = {
 
 # The only differences allowed between the two sides.
 ONE_SIDED_FILES = {
-    "numpyro": {"noise.py", "convolutions.py", "loading.py"},
+    "numpyro": {"noise.py", "convolutions.py", "loading.py", "trees.py"},
     "pyro": {"compilation.py", "networks.py", "resume.py"},
 }
 ONE_SIDED_NAMES = {"numpyro": set(), "pyro": {"random_torch_module"}}  # flax and equinox have the host's own

@@ -240,8 +240,9 @@ def site_temperatures(
     Returns
     -------
     xarray.Dataset
-        `configurational_temperature` and `kinetic_temperature`, shapes (chain, draw), and the same with an underscore
-        and the site's name behind: the names under which `temperature_table` finds them in `sample_stats`.
+        `configurational_temperature` and `kinetic_temperature`, shapes (chain, draw), and by site
+        `site_configurational_temperature` and `site_kinetic_temperature`, shapes (chain, draw, site): the names that
+        they have in `sample_stats`.
 
     Raises
     ------
@@ -255,7 +256,7 @@ def site_temperatures(
         products["kinetic"] = (momentum, momentum, mass)
     variables: dict[str, Any] = {}
     for kind, (left, right, over) in products.items():
-        sums, size = [], 0
+        sums, means, size = [], [], 0
         for site in position:
             if not set(left) == set(right) == set(position):
                 raise ValueError(f"give {kind} arrays for the same sites, got {sorted(left)} and {sorted(right)}")
@@ -265,8 +266,9 @@ def site_temperatures(
             check_finite(f"site {site!r}", a)
             check_finite(f"site {site!r}", b)
             product = (a * b).reshape(*a.shape[:2], -1) / at_site(over, site)
-            variables[f"{kind}_temperature_{site}"] = product.mean(axis=-1)
+            means.append(product.mean(axis=-1))
             sums.append(product.sum(axis=-1))
             size += product.shape[-1]
-        variables[f"{kind}_temperature"] = np.sum(sums, axis=0) / size
-    return xr.Dataset({name: (("chain", "draw"), values) for name, values in variables.items()})
+        variables[f"{kind}_temperature"] = ("chain", "draw"), np.sum(sums, axis=0) / size
+        variables[f"site_{kind}_temperature"] = ("chain", "draw", "site"), np.stack(means, axis=-1)
+    return xr.Dataset(variables, {"site": list(position)})

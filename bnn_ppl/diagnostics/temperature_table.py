@@ -34,8 +34,7 @@ def temperature_series(tree: Any, *, curvature: float = 0.0) -> xr.Dataset:
     Parameters
     ----------
     tree
-        From `bnn_ppl.to_arviz`, of a kernel of this library. Statistics by site are found in its group
-        `sample_stats` under `configurational_temperature_<site>` and `kinetic_temperature_<site>`.
+        From `bnn_ppl.to_arviz`, of a kernel of this library.
     curvature
         Mean curvature k of U per coordinate, where it is known, for the kinetic temperature under symplectic Euler.
 
@@ -57,9 +56,7 @@ def temperature_series(tree: Any, *, curvature: float = 0.0) -> xr.Dataset:
         if name not in statistics:
             raise ValueError(f"sample_stats has no {name!r}: give what bnn_ppl.to_arviz makes of SGHMC or SGLD")
     settings = {name: _parsed(value) for name, value in statistics.attrs.items()}
-    prefixes = [f"{kind}_temperature_" for kind in _KINDS]
-    sites = [str(n).removeprefix(start) for start in prefixes for n in statistics if str(n).startswith(start)]
-    parts = ["all", *dict.fromkeys(sites)]
+    parts = ["all", *(statistics["site"].values.tolist() if "site" in statistics.coords else [])]
     mass = settings.get("mass", 1.0)
     mass = {site.replace("/", "."): m for site, m in mass.items()} if isinstance(mass, Mapping) else mass
     sizes = _sizes(tree, {*parts[1:], *(mass if isinstance(mass, Mapping) else ())})
@@ -67,12 +64,13 @@ def temperature_series(tree: Any, *, curvature: float = 0.0) -> xr.Dataset:
     shape = dict(statistics["temperature"].sizes)
     for kind in _KINDS:
         if f"{kind}_temperature" in statistics:
-            names = [f"{kind}_temperature" + f"_{part}" * (part != "all") for part in parts]
-            found = {n: statistics[n].values for n in names if n in statistics}
-            for n, values in found.items():
-                check_finite(f"sample_stats[{n!r}]", values)
-            absent = np.full(tuple(shape.values()), np.nan)
-            variables[kind] = (("part", *shape), np.array([found.get(n, absent) for n in names], np.float64))
+            by_part = [statistics[f"{kind}_temperature"].values]
+            if f"site_{kind}_temperature" in statistics:
+                by_part += list(np.moveaxis(statistics[f"site_{kind}_temperature"].values, -1, 0))
+            for part, values in zip(parts, by_part, strict=False):
+                check_finite(f"sample_stats {kind}_temperature ({part})", values)
+            by_part += [np.full(tuple(shape.values()), np.nan)] * (len(parts) - len(by_part))
+            variables[kind] = (("part", *shape), np.array(by_part, np.float64))
     whole = np.nan
     if "kinetic" in variables:
         expected = _expected(statistics, settings, mass, sizes, parts, curvature)
@@ -182,8 +180,7 @@ def temperature_table(tree: Any, *, curvature: float = 0.0, tolerance: float = 0
     Parameters
     ----------
     tree
-        From `bnn_ppl.to_arviz`, of a kernel of this library. Statistics by site are found in its group
-        `sample_stats` under `configurational_temperature_<site>` and `kinetic_temperature_<site>`.
+        From `bnn_ppl.to_arviz`, of a kernel of this library.
     curvature
         Mean curvature k of U per coordinate, where it is known, for the kinetic temperature under symplectic Euler.
     tolerance

@@ -99,5 +99,6 @@ def as_strategy(init_strategy: Callable | Mapping[str, Array] | None) -> Callabl
 def _init_to_given(values: Mapping[str, Array], site: dict) -> Any:
     if site["name"] not in values:
         return init_to_prior_center(site)
-    check_start_value(site["name"], values[site["name"]].shape, site["fn"].shape())
+    shape = site["kwargs"].get("sample_shape", ()) + site["fn"].shape()
+    check_start_value(site["name"], values[site["name"]].shape, shape)
     return values[site["name"]]

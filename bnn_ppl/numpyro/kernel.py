@@ -27,6 +27,7 @@ from bnn_ppl.numpyro.initialization import as_strategy
 from bnn_ppl.numpyro.layout import Layout, inspect_model, warn_held, warn_not_finite
 from bnn_ppl.numpyro.loading import Loader
 from bnn_ppl.numpyro.plates import as_arrays, full_data
+from bnn_ppl.numpyro.trees import dot, leaf_names, where
 from bnn_ppl.schedules import value_at
 from bnn_ppl.settings import SGLDSettings, check_choice
 
@@ -54,39 +55,6 @@ class Keys(NamedTuple):
     noise: Array
     momentum: Array
     data: Array
-
-
-def leaf_names(z: Any) -> list[Any]:
-    """Site name of each leaf of `z` in flattening order; None for positions that are no dict of arrays."""
-    leaves = jax.tree.leaves(z)
-    flat_dict = isinstance(z, dict) and len(leaves) == len(z) and all(isinstance(k, str) for k in z)
-    return sorted(z) if flat_dict else [None] * len(leaves)
-
-
-def draw_noise(words: Array, counter: Array, z: Any, kind: str) -> Any:
-    """Standard noise in the shape of `z`: one stream, of which each leaf takes its stretch."""
-    leaves, structure = jax.tree.flatten(z)
-    pieces, start = [], 0
-    for leaf in leaves:
-        piece = noise.normal(words, counter, leaf.size, leaf.dtype, kind, offset=start)
-        pieces.append(piece.reshape(leaf.shape))
-        start += leaf.size
-    return jax.tree.unflatten(structure, pieces)
-
-
-def dot(a: Any, b: Any) -> Array:
-    """Inner product over all leaves."""
-    return jnp.asarray(sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b))))
-
-
-def size(z: Any) -> int:
-    """Number of coordinates."""
-    return sum(leaf.size for leaf in jax.tree.leaves(z))
-
-
-def where(condition: Array, if_true: Any, if_false: Any) -> Any:
-    """`jnp.where` over all leaves."""
-    return jax.tree.map(partial(jnp.where, condition), if_true, if_false)
 
 
 class StochasticGradientKernel(MCMCKernel):
@@ -161,7 +129,8 @@ class StochasticGradientKernel(MCMCKernel):
 
     def _layout(self, args: tuple, kwargs: dict) -> Layout:
         """Look at the model on its arguments, those of `_arguments`."""
-        return inspect_model(self._model, args, kwargs, self.settings.batch_size, self._held)
+        streamed = self._loader is not None
+        return inspect_model(self._model, args, kwargs, self.settings.batch_size, self._held, streamed)
 
     def _target(self, args: tuple, kwargs: dict) -> Target:
         if self._model is None:
@@ -205,7 +174,7 @@ class StochasticGradientKernel(MCMCKernel):
         """State in which a chain starts, or a batch of chains for a batch of keys; the host calls this."""
         run = as_arrays((model_args, model_kwargs or {}))
         if self._loader is not None:
-            self._loader.start()
+            self._loader.start(model_kwargs)
         args, kwargs = self._arguments(*run)
         with jax.ensure_compile_time_eval():
             self.settings.check_schedules(max(num_warmup, 1))
@@ -236,7 +205,7 @@ class StochasticGradientKernel(MCMCKernel):
 
         with validation_enabled(False):  # its messages name no site, and _check_finite's do
             state = _jit_over_data(start, *run)(rng_key, init_params)
-            self._check_finite(state, args, kwargs)
+            self._check_finite(state, *run)
             if follow_rows and not isinstance(state.lp_minibatch, jax.core.Tracer):
                 z = state.z if is_prng_key(rng_key) else jax.tree.map(lambda x: x[0], state.z)
                 self._check_rows(layout, z, args, kwargs)
@@ -296,13 +265,14 @@ class StochasticGradientKernel(MCMCKernel):
         if self._model is None:
             cause = "potential_fn"
         else:
-            layout = self._layout(args, kwargs)
+            layout = self._layout(*self._arguments(args, kwargs))
             stream = {name: (jnp.int32(0), jnp.int32(0)) for name in layout.subsampled}
             keys = Keys(*random.split(rng_key, 3))
             batch, _ = self._minibatch(layout.subsampled, keys, stream, jnp.int32(0))
-            if self._loader is not None:
-                batch = layout.first_rows()
-            cause = potential.explain_not_finite(self._model, layout, z, batch, args, kwargs)
+            args, kwargs = self._arguments(args, kwargs, batch)
+            rows = batch if self._loader is None else layout.first_rows()
+            cause = potential.explain_not_finite(self._model, layout, z, rows, args, kwargs)
+            cause += "" if self._loader is None else " of the first batch"
         raise ValueError(
             f"the potential is not finite where the chain starts, because of {cause}: check the data for NaN, the "
             "priors' supports, and the initial values (init_strategy, init_params)"

@@ -13,7 +13,7 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro.infer.util import helpful_support_errors
 from numpyro.primitives import Messenger
 
-from bnn_ppl.layout import Plate, check_observation, resolve_batch_size, warn_data
+from bnn_ppl.layout import STREAM_FAILURE, Plate, check_observation, resolve_batch_size, warn_data
 from bnn_ppl.numpyro.initialization import init_to_prior_center
 from bnn_ppl.numpyro.plates import SetPlates, full_data
 
@@ -126,7 +126,7 @@ def _pass_through(name: str, cut: Mapping[str, int]) -> str:
 
 
 def _look(
-    model: Callable, held: Mapping[str, Any], cut: Mapping[str, int], args: tuple, kwargs: dict
+    model: Callable, held: Mapping[str, Any], cut: Mapping[str, int], args: tuple, kwargs: dict, streamed: bool = False
 ) -> tuple[dict[str, dict], bool]:
     """Trace of the model on the first rows of each plate, and whether it drew random keys of its own."""
 
@@ -143,6 +143,8 @@ def _look(
         # A network inside the data plate has weights of shapes with which the model may fail.
         plates = plates_of(recorder.trace)
         _check_latents(recorder.trace, plates, complete=False)
+        if streamed and not isinstance(error, jax.errors.JAXTypeError):
+            raise ValueError(STREAM_FAILURE) from error
         subsampled = [name for name, plate in plates.items() if plate.subsampled]
         if subsampled and _works(full_data(model), held, args, kwargs):
             name = subsampled[0]
@@ -169,7 +171,12 @@ def _works(model: Callable, held: Mapping[str, Any], args: tuple, kwargs: dict) 
 
 
 def inspect_model(
-    model: Callable, args: tuple, kwargs: dict, batch_size: int | Mapping[str, int] | None, held: dict | None = None
+    model: Callable,
+    args: tuple,
+    kwargs: dict,
+    batch_size: int | Mapping[str, int] | None,
+    held: dict | None = None,
+    streamed: bool = False,
 ) -> Layout:
     """Look at a model: find its plates and sites, and refuse what minibatch sampling cannot do.
 
@@ -181,6 +188,8 @@ def inspect_model(
         As given to the kernel.
     held
         Values of ``param`` and ``mutable`` sites, if they are known already.
+    streamed
+        Whether the arguments are one batch of the kernel's ``minibatches=``.
 
     Returns
     -------
@@ -193,7 +202,7 @@ def inspect_model(
     """
     found: list[Layout] = []
     # Traced, not run: eagerly, each operation of the model would be compiled on its own.
-    jax.eval_shape(lambda: found.append(_inspect_once(model, args, kwargs, batch_size, held)))
+    jax.eval_shape(lambda: found.append(_inspect_once(model, args, kwargs, batch_size, held, streamed)))
     if held is not None or not found[0].held:
         return found[0]
     with jax.ensure_compile_time_eval():
@@ -202,9 +211,14 @@ def inspect_model(
 
 
 def _inspect_once(
-    model: Callable, args: tuple, kwargs: dict, batch_size: int | Mapping[str, int] | None, held: dict | None
+    model: Callable,
+    args: tuple,
+    kwargs: dict,
+    batch_size: int | Mapping[str, int] | None,
+    held: dict | None,
+    streamed: bool,
 ) -> Layout:
-    model_trace, _ = _look(model, held or {}, {}, args, kwargs)
+    model_trace, _ = _look(model, held or {}, {}, args, kwargs, streamed)
     for site in model_trace.values():
         if site["type"] == "plate" and site["args"][1] is not None and site["args"][1] > site["args"][0]:
             raise ValueError(

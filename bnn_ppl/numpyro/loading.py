@@ -1,6 +1,7 @@
 """Minibatches of an iterable inside a compiled loop: each gradient step calls back to Python for the next batch."""
 
 from collections.abc import Iterable, Mapping
+from threading import Lock
 from typing import Any
 
 import jax
@@ -24,56 +25,88 @@ class Loader:
 
     def __init__(self, minibatches: Iterable):
         self._minibatches = minibatches
+        self._lock = Lock()  # chains on several devices call back at once
+        self._run: object = None
+        self._forget()
+
+    def __reduce__(self) -> tuple:
+        """Without the streams, whose iterators no other process can go on with."""
+        return Loader, (self._minibatches,)
+
+    def _forget(self) -> None:
         self._streams: dict[bytes, BatchStream] = {}
         self._latest: dict[bytes, tuple[int, list[np.ndarray]]] = {}
+        self._robbed: set[bytes] = set()
+        self._form: BatchStream | None = None
         self._spare: BatchStream | None = None
 
-    def start(self) -> None:
-        """Forget the chains; those that come begin a new epoch."""
-        self._streams, self._latest, self._spare = {}, {}, None
+    def start(self, run: object) -> None:
+        """Begin a chain; the first one of a run, which is any object that its chains share, forgets those before."""
+        jax.effects_barrier()  # which may still be taking batches, on a GPU
+        if run is not self._run:
+            self._run = run
+            self._forget()
 
-    @property
-    def _first(self) -> BatchStream:
-        """A stream to look at, which the first chain takes."""
-        if self._streams:
-            return next(iter(self._streams.values()))
-        if self._spare is None:
-            self._spare = BatchStream(self._minibatches, _as_array)
-        return self._spare
+    def _look(self) -> tuple[BatchStream, list[np.ndarray]]:
+        """What every stream is like, and a first batch. The first chain takes this stream."""
+        if self._form is None:
+            self._form = self._spare = BatchStream(self._minibatches, _as_array)
+            self._example = self._form.peek()
+        return self._form, self._example
 
     def check_plates(self, plates: Mapping[str, Plate]) -> None:
         """Raise a ValueError unless a plate states the rows of all batches."""
-        check_plates(self._minibatches, self._first.rows, plates)
+        check_plates(self._minibatches, self._look()[0].rows, plates)
 
     def arguments(self, batch: list[Array] | None, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """The model's arguments with a batch, by default the one that comes next."""
-        stream = self._first
-        if batch is None:
-            batch = [jnp.asarray(leaf) for leaf in stream.peek()]
-        return stream.arguments(batch, args, kwargs)
+        """The model's arguments with a batch, by default a first one."""
+        form, example = self._look()
+        return form.arguments([jnp.asarray(leaf) for leaf in example] if batch is None else batch, args, kwargs)
 
     def batch(self, words: Array, step: Array) -> list[Array]:
         """Arrays of the batch of a gradient step; `words` are the chain's."""
-        shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self._first.peek()]
-        return io_callback(self._next, shapes, words, step)
+        _, example = self._look()
+        shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in example]
 
-    def _next(self, words: Any, step: Any) -> list[np.ndarray]:
-        chain = np.asarray(words).tobytes()
-        before, batch = self._latest.get(chain, (-1, []))
-        if before == int(step):
+        def next_batch(words: Any, step: Any) -> list[np.ndarray]:
+            batch = self._next(np.asarray(words).tobytes(), int(step))
+            for leaf, shape in zip(batch, shapes, strict=True):
+                if jax.dtypes.canonicalize_dtype(leaf.dtype) != shape.dtype:
+                    raise ValueError(
+                        f"minibatches of type {leaf.dtype} need 64 bits in the thread that loads them, which "
+                        "jax.enable_x64 as a context does not reach: call numpyro.enable_x64() instead"
+                    )
             return batch
-        if chain not in self._streams:
-            self._streams[chain], self._spare = (
-                self._first if not self._streams else BatchStream(self._minibatches, _as_array),
-                None,
-            )
-        batch = self._streams[chain].next()
-        self._latest[chain] = int(step), batch
-        return batch
+
+        return io_callback(next_batch, shapes, words, step)
+
+    def _next(self, chain: bytes, step: int) -> list[np.ndarray]:
+        with self._lock:
+            before, batch = self._latest.get(chain, (None, []))
+            if before == step:
+                return batch
+            if step == 0 or chain not in self._streams:
+                self._begin(chain)
+            if chain in self._robbed:
+                raise ValueError(
+                    "iter(minibatches) gives one and the same iterator to several chains, and each needs its own "
+                    "epochs: pass a list, a DataLoader with persistent_workers=False, or another object whose iter() "
+                    "gives a new iterator, or run one chain"
+                )
+            batch = self._streams[chain].next()
+            self._latest[chain] = step, batch
+            return batch
+
+    def _begin(self, chain: bytes) -> None:
+        stream = self._spare or BatchStream(self._minibatches, _as_array)
+        self._spare = None
+        self._robbed |= {name for name, other in self._streams.items() if other.iterator is stream.iterator}
+        self._robbed.discard(chain)
+        self._streams[chain] = stream
 
 
 def _as_array(value: Any) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype.kind not in "biufc":
         raise TypeError
-    return array.astype(jnp.result_type(array.dtype), copy=False)
+    return array

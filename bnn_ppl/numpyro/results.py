@@ -60,6 +60,7 @@ class Results:
     args: tuple = field(repr=False)
     kwargs: dict[str, Any] = field(repr=False)
     arguments: dict[str, Any] = field(repr=False)
+    site_names: list[str]
 
     @property
     def latents(self) -> dict[str, Any]:
@@ -98,6 +99,7 @@ def read(mcmc: Any) -> Results:
         raise ValueError("mcmc has no draws yet: call mcmc.run first")
     kernel = mcmc.sampler
     ours = isinstance(kernel, StochasticGradientKernel)
+    modelled = ours and kernel._model is not None
     samples = _by_name(mcmc.get_samples(group_by_chain=True))
     args, kwargs = as_arrays((mcmc._args, mcmc._kwargs))
     model, held, plates = getattr(kernel, "model", None), {}, {}
@@ -125,6 +127,7 @@ def read(mcmc: Any) -> Results:
         args=args,
         kwargs=kwargs,
         arguments={} if model is None else _by_parameter(model, mcmc._args, mcmc._kwargs),
+        site_names=sorted(kernel._layout(*kernel._arguments(args, kwargs)).shapes if modelled else samples),
     )
 
 

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bnn_ppl import updates
-from bnn_ppl.numpyro.kernel import Evaluation, StochasticGradientKernel, dot, draw_noise, leaf_names, size
+from bnn_ppl.numpyro.kernel import Evaluation, StochasticGradientKernel
+from bnn_ppl.numpyro.trees import dot, draw_noise, leaf_names, mean_products
 from bnn_ppl.schedules import Schedule, value_at
 from bnn_ppl.settings import INTEGRATORS, SGHMCSettings, at_site, learning_rate_arguments, norm_adjusting_arguments
 
@@ -34,6 +35,8 @@ class SGHMCState(NamedTuple):
     temperature: Array
     kinetic_temperature: Array
     configurational_temperature: Array
+    site_kinetic_temperature: Array
+    site_configurational_temperature: Array
     position_norm_sq: Array
     position_momentum: Array
     momentum_norm_sq: Array
@@ -94,7 +97,8 @@ class SGHMC(StochasticGradientKernel):
     -----
     Each draw records, at its own position and with the minibatch there: `lp_minibatch` (minus the minibatch
     potential), `step_size`, `temperature`, `kinetic_temperature` (r' M^-1 r / d), `configurational_temperature`
-    (theta' grad U / d), `position_norm_sq`, `position_momentum` (theta' r), `momentum_norm_sq`, `gradient_norm`,
+    (theta' grad U / d), both by site too (`site_kinetic_temperature`, `site_configurational_temperature`, sites in
+    the order of their names), `position_norm_sq`, `position_momentum` (theta' r), `momentum_norm_sq`, `gradient_norm`,
     all in unconstrained coordinates, and `diverging`: not finite at the end of the draw. Such a draw goes back to
     where it started with a new momentum.
 
@@ -113,6 +117,8 @@ class SGHMC(StochasticGradientKernel):
         "temperature",
         "kinetic_temperature",
         "configurational_temperature",
+        "site_kinetic_temperature",
+        "site_configurational_temperature",
         "position_norm_sq",
         "position_momentum",
         "momentum_norm_sq",
@@ -260,14 +266,17 @@ class SGHMC(StochasticGradientKernel):
         """Statistics of a draw at its own position."""
         momentum = extra["momentum"]
         masses = [at_site(self.settings.mass, name) for name in leaf_names(z)]
-        kinetic = sum(jnp.vdot(r, r) / m for r, m in zip(jax.tree.leaves(momentum), masses, strict=True))
+        kinetic, site_kinetic = mean_products(momentum, momentum, masses)
+        configurational, site_configurational = mean_products(z, now.gradient)
         dtype = jnp.result_type(*jax.tree.leaves(z))
         return {
             "lp_minibatch": -now.energy,
             "step_size": jnp.asarray(value_at(self.settings.step_size, step), dtype),
             "temperature": jnp.asarray(value_at(self.settings.temperature, step), dtype),
-            "kinetic_temperature": jnp.asarray(kinetic) / size(z),
-            "configurational_temperature": dot(z, now.gradient) / size(z),
+            "kinetic_temperature": kinetic,
+            "configurational_temperature": configurational,
+            "site_kinetic_temperature": site_kinetic,
+            "site_configurational_temperature": site_configurational,
             "position_norm_sq": dot(z, z),
             "position_momentum": dot(z, momentum),
             "momentum_norm_sq": dot(momentum, momentum),

@@ -12,7 +12,8 @@ from jax import Array
 
 from bnn_ppl import updates
 from bnn_ppl.namespaces import namespace
-from bnn_ppl.numpyro.kernel import Evaluation, StochasticGradientKernel, dot, draw_noise, leaf_names, size
+from bnn_ppl.numpyro.kernel import Evaluation, StochasticGradientKernel
+from bnn_ppl.numpyro.trees import dot, draw_noise, leaf_names, mean_products
 from bnn_ppl.schedules import Schedule, value_at
 from bnn_ppl.settings import SGLDSettings, at_site
 
@@ -28,6 +29,7 @@ class SGLDState(NamedTuple):
     step_size: Array
     temperature: Array
     configurational_temperature: Array
+    site_configurational_temperature: Array
     position_norm_sq: Array
     gradient_norm: Array
     diverging: Array
@@ -74,7 +76,7 @@ class SGLD(StochasticGradientKernel):
     Notes
     -----
     Each draw records `lp_minibatch`, `step_size`, `temperature`, `configurational_temperature`,
-    `position_norm_sq`, `gradient_norm` and `diverging`, as `SGHMC` does.
+    `site_configurational_temperature`, `position_norm_sq`, `gradient_norm` and `diverging`, as `SGHMC` does.
     """
 
     state_type = SGLDState
@@ -83,6 +85,7 @@ class SGLD(StochasticGradientKernel):
         "step_size",
         "temperature",
         "configurational_temperature",
+        "site_configurational_temperature",
         "position_norm_sq",
         "gradient_norm",
         "diverging",
@@ -145,12 +148,14 @@ class SGLD(StochasticGradientKernel):
 
     def statistics(self, step: Array, z: Any, extra: dict[str, Any], now: Evaluation) -> dict[str, Array]:
         """Statistics of a draw at its own position."""
+        configurational, site_configurational = mean_products(z, now.gradient)
         dtype = jnp.result_type(*jax.tree.leaves(z))
         return {
             "lp_minibatch": -now.energy,
             "step_size": jnp.asarray(value_at(self.settings.step_size, step), dtype),
             "temperature": jnp.asarray(value_at(self.settings.temperature, step), dtype),
-            "configurational_temperature": dot(z, now.gradient) / size(z),
+            "configurational_temperature": configurational,
+            "site_configurational_temperature": site_configurational,
             "position_norm_sq": dot(z, z),
             "gradient_norm": jnp.sqrt(dot(now.gradient, now.gradient)),
         }

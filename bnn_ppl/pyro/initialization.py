@@ -81,9 +81,15 @@ def as_strategy(init_strategy: Callable | Mapping[str, Tensor] | None) -> Callab
     if init_strategy is None:
         return init_to_prior_center
     if isinstance(init_strategy, Mapping):
-        values = {name: torch.as_tensor(value).detach() for name, value in init_strategy.items()}
-        return partial(_init_to_given, values)
+        return partial(_init_to_given, {name: _as_start(value) for name, value in init_strategy.items()})
     return init_strategy
+
+
+def _as_start(value: Any) -> Tensor:
+    """A tensor as it is, and numbers and NumPy arrays, of whatever type, in torch's default type."""
+    if not isinstance(value, Tensor):
+        return torch.tensor(value, dtype=torch.get_default_dtype())
+    return value.detach() if value.is_floating_point() else value.to(torch.get_default_dtype())
 
 
 def _init_to_given(values: Mapping[str, Tensor], site: dict) -> Tensor:

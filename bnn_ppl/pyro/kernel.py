@@ -22,7 +22,7 @@ from bnn_ppl.pyro import potential
 from bnn_ppl.pyro.compilation import Dynamics
 from bnn_ppl.pyro.initialization import as_strategy
 from bnn_ppl.pyro.layout import inspect_model, same_held, warn_held, warn_not_finite
-from bnn_ppl.pyro.minibatches import IndexStream
+from bnn_ppl.pyro.minibatches import IndexStream, as_tensor
 from bnn_ppl.pyro.plates import full_data
 from bnn_ppl.pyro.resume import WaitingStates
 from bnn_ppl.schedules import check_values, value_at
@@ -73,8 +73,8 @@ class StochasticGradientKernel(MCMCKernel):
         self._last: dict[str, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the compiled step, so that the host can send the kernel to other processes."""
-        return self.__dict__ | {"_dynamics": Dynamics(self.jit_compile)}
+        """Without the compiled step and the loader's place, so that the host can send the kernel to other processes."""
+        return self.__dict__ | {"_dynamics": Dynamics(self.jit_compile), "_loaded": None}
 
     @property
     def model(self) -> Callable | None:
@@ -107,7 +107,7 @@ class StochasticGradientKernel(MCMCKernel):
         """Next position and extra: tensor operations alone, since they are compiled with the gradient."""
 
     @abstractmethod
-    def statistics(self, step: int) -> dict[str, float]:
+    def statistics(self, step: int) -> dict[str, Any]:
         """What a draw records besides its position."""
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
@@ -117,7 +117,7 @@ class StochasticGradientKernel(MCMCKernel):
         given = args, kwargs
         self._loaded = None
         if self._minibatches is not None:
-            self._loaded = BatchStream(self._minibatches, _as_tensor)
+            self._loaded = BatchStream(self._minibatches, as_tensor)
             args, kwargs = self._loaded.arguments(self._loaded.peek(), args, kwargs)
         if self._model is None:
             initial = self._setup_potential_fn(resume)
@@ -129,7 +129,7 @@ class StochasticGradientKernel(MCMCKernel):
         self._draws = 0
         self._warned = False
         self._divergences: list[int] = []
-        self._records: dict[str, list[float]] = {name: [] for name in self.statistic_fields}
+        self._records: dict[str, list[Any]] = {name: [] for name in self.statistic_fields}
         self._step = 0
         self._position = self._flatten(initial)
         self._streams = {
@@ -210,6 +210,11 @@ class StochasticGradientKernel(MCMCKernel):
         like = self._position
         return torch.cat([like.new_full((s.numel(),), at_site(by_site, n)) for n, s in self._shapes.items()])
 
+    def _by_site(self, flat: Tensor) -> tuple[float, list[float]]:
+        """Mean over all coordinates, and over those of each site."""
+        pieces = flat.split([shape.numel() for shape in self._shapes.values()])
+        return float(flat.mean()), torch.stack([piece.mean() for piece in pieces]).tolist()
+
     def _noise(self) -> Tensor:
         return torch.randn_like(self._position)
 
@@ -252,6 +257,7 @@ class StochasticGradientKernel(MCMCKernel):
             z = self._unflatten(self._position)
             rows = self._batch if self._loaded is None else self._layout.first_rows()
             cause = potential.explain_not_finite(self._model, self._layout, z, rows, args, kwargs)
+            cause += "" if self._loaded is None else " of the first batch"
         raise ValueError(
             f"the potential is not finite where the chain starts, because of {cause}: check the data for NaN, the "
             "priors' supports, and the initial values (init_strategy, initial_params)"
@@ -290,7 +296,7 @@ class StochasticGradientKernel(MCMCKernel):
             stacklevel=3,
         )
 
-    def _record(self, statistics: dict[str, float]) -> None:
+    def _record(self, statistics: dict[str, Any]) -> None:
         self._current = statistics
         if self._draws >= self._warmup_steps:
             for name, value in statistics.items():
@@ -392,9 +398,3 @@ class StochasticGradientKernel(MCMCKernel):
         if state["cuda_generator"] is not None:
             torch.cuda.set_rng_state(state["cuda_generator"], self._position.device)
         self._last = self._unflatten(self._position)
-
-
-def _as_tensor(value: Any) -> Tensor:
-    if isinstance(value, str | bytes):
-        raise TypeError
-    return torch.as_tensor(value)

@@ -6,6 +6,7 @@ takes its tail from the next, so that each index comes exactly once per epoch.
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,3 +58,12 @@ class IndexStream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self._order, self._offset = state["order"].to(self.device), state["offset"]
+
+
+def as_tensor(value: Any) -> Tensor:
+    """A tensor of what a batch of ``minibatches=`` holds, in the layout that every batch of its shape has."""
+    if isinstance(value, str | bytes):
+        raise TypeError
+    if isinstance(value, Tensor):
+        return value.contiguous()
+    return torch.tensor(np.asarray(value) if hasattr(value, "__array__") else value)

@@ -52,6 +52,7 @@ class Results:
     args: tuple = field(repr=False)
     kwargs: dict[str, Any] = field(repr=False)
     arguments: dict[str, Any] = field(repr=False)
+    site_names: list[str]
 
     @property
     def latents(self) -> dict[str, Any]:
@@ -124,6 +125,7 @@ def read(mcmc: Any) -> Results:
         args=mcmc._args,
         kwargs=mcmc._kwargs,
         arguments={} if model is None else _by_parameter(model, mcmc._args, mcmc._kwargs),
+        site_names=sorted(kernel._layout.shapes if ours and kernel._model is not None else samples),
     )
 
 

@@ -73,7 +73,8 @@ class SGHMC(StochasticGradientKernel):
     -----
     Each draw records, at its own position and with the minibatch there: `lp_minibatch` (minus the minibatch
     potential), `step_size`, `temperature`, `kinetic_temperature` (r' M^-1 r / d), `configurational_temperature`
-    (theta' grad U / d), `position_norm_sq`, `position_momentum` (theta' r), `momentum_norm_sq`, `gradient_norm`,
+    (theta' grad U / d), both by site too (`site_kinetic_temperature`, `site_configurational_temperature`, sites in
+    the order of their names), `position_norm_sq`, `position_momentum` (theta' r), `momentum_norm_sq`, `gradient_norm`,
     all in unconstrained coordinates, and `diverging`: not finite at the end of the draw. Such a draw goes back to
     where it started with a new momentum.
 
@@ -90,6 +91,8 @@ class SGHMC(StochasticGradientKernel):
         "temperature",
         "kinetic_temperature",
         "configurational_temperature",
+        "site_kinetic_temperature",
+        "site_configurational_temperature",
         "position_norm_sq",
         "position_momentum",
         "momentum_norm_sq",
@@ -218,16 +221,19 @@ class SGHMC(StochasticGradientKernel):
         )
         return position, {"momentum": momentum}
 
-    def statistics(self, step: int) -> dict[str, float]:
+    def statistics(self, step: int) -> dict[str, Any]:
         """Statistics of a draw at its own position."""
         position, momentum, gradient = self._position, self._extra["momentum"], self._grad
-        size = position.numel()
+        configurational = self._by_site(position * gradient)
+        kinetic = self._by_site(momentum * momentum / self._mass)
         return {
             "lp_minibatch": -float(self._energy),
             "step_size": self._value("step_size", step),
             "temperature": self._value("temperature", step),
-            "kinetic_temperature": float(momentum @ (momentum / self._mass)) / size,
-            "configurational_temperature": float(position @ gradient) / size,
+            "kinetic_temperature": kinetic[0],
+            "configurational_temperature": configurational[0],
+            "site_kinetic_temperature": kinetic[1],
+            "site_configurational_temperature": configurational[1],
             "position_norm_sq": float(position @ position),
             "position_momentum": float(position @ momentum),
             "momentum_norm_sq": float(momentum @ momentum),

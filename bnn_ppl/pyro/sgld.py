@@ -4,6 +4,7 @@ Reference: Welling & Teh (2011), Bayesian learning via stochastic gradient Lange
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -55,7 +56,7 @@ class SGLD(StochasticGradientKernel):
     Notes
     -----
     Each draw records `lp_minibatch`, `step_size`, `temperature`, `configurational_temperature`,
-    `position_norm_sq`, `gradient_norm` and `diverging`, as `SGHMC` does.
+    `site_configurational_temperature`, `position_norm_sq`, `gradient_norm` and `diverging`, as `SGHMC` does.
     """
 
     statistic_fields = (
@@ -63,6 +64,7 @@ class SGLD(StochasticGradientKernel):
         "step_size",
         "temperature",
         "configurational_temperature",
+        "site_configurational_temperature",
         "position_norm_sq",
         "gradient_norm",
         "diverging",
@@ -114,14 +116,16 @@ class SGLD(StochasticGradientKernel):
         step_size, noise_scale = coefficients
         return updates.sgld(position, gradient, noise, step_size=step_size, noise_scale=noise_scale), extra
 
-    def statistics(self, step: int) -> dict[str, float]:
+    def statistics(self, step: int) -> dict[str, Any]:
         """Statistics of a draw at its own position."""
         position, gradient = self._position, self._grad
+        configurational = self._by_site(position * gradient)
         return {
             "lp_minibatch": -float(self._energy),
             "step_size": self._value("step_size", step),
             "temperature": self._value("temperature", step),
-            "configurational_temperature": float(position @ gradient) / position.numel(),
+            "configurational_temperature": configurational[0],
+            "site_configurational_temperature": configurational[1],
             "position_norm_sq": float(position @ position),
             "gradient_norm": float(gradient.norm()),
         }

@@ -79,8 +79,11 @@ def test_groups_shapes_and_arviz_reads_the_same(method, size):
     lp = "lp" if size is None else "lp_minibatch"
     assert set(tree["sample_stats"].data_vars) == set(SGHMC.statistic_fields) - {"lp_minibatch"} | {lp}
     for name, value in tree["sample_stats"].data_vars.items():
-        assert value.shape == (2, 40)
+        assert value.dims == ("chain", "draw", *(["site"] if str(name).startswith("site_") else []))
+        assert value.shape[:2] == (2, 40)
         np.testing.assert_array_equal(value, theirs["sample_stats"]["lp_minibatch" if name == lp else name])
+    assert tree["sample_stats"]["site"].values.tolist() == sorted(tree["sample_stats"]["site"].values.tolist())
+    assert set(tree["sample_stats"]["site"].values) <= set(tree["posterior"].data_vars)
     assert tree["sample_stats"]["diverging"].dtype == bool
     np.testing.assert_array_equal(tree["observed_data"]["y"], Y)
     np.testing.assert_array_equal(theirs["observed_data"]["y"], Y)

@@ -32,7 +32,7 @@ def tree_of(momentum=True, by_site=False):
     site = {name: rng.normal(size=(C, S, D // 2)) for name in ("w0", "w1")}
     statistics = d.site_temperatures(site, site, site if momentum else None)
     if not by_site:
-        statistics = statistics[[name for name in statistics if str(name).endswith("temperature")]]
+        statistics = statistics[[name for name in statistics if not str(name).startswith("site_")]]
     statistics["temperature"] = xr.ones_like(statistics["configurational_temperature"])
     statistics["step_size"] = 0.1 * statistics["temperature"]
     statistics.attrs = {"kernel": "SGLD"}
@@ -92,7 +92,9 @@ def test_temperatures_of_a_site_and_without_momentum():
     axes = plot_temperatures(tree, part="w1", ax=pair)
     assert list(axes) == list(pair)
     shown = lines(axes[1])["chain 1"][1]
-    np.testing.assert_array_equal(shown, tree["sample_stats"]["configurational_temperature_w1"].values[1])
+    np.testing.assert_array_equal(
+        shown, tree["sample_stats"]["site_configurational_temperature"].sel(site="w1").values[1]
+    )
     _, single = plt.subplots()
     (ax,) = plot_temperatures(tree_of(momentum=False), ax=single)
     assert ax is single

@@ -83,8 +83,10 @@ def test_groups_and_shapes(size):
     assert set(tree["sample_stats"].data_vars) == set(SGHMC.statistic_fields) - {"lp_minibatch"} | {lp}
     for name, value in tree["sample_stats"].data_vars.items():
         recorded = [mcmc._diagnostics[chain]["lp_minibatch" if name == lp else name] for chain in range(2)]
-        assert value.shape == (2, 6)
+        assert value.dims == ("chain", "draw", *(["site"] if str(name).startswith("site_") else []))
+        assert value.shape[:2] == (2, 6)
         np.testing.assert_array_equal(value, torch.stack(recorded))
+    assert set(tree["sample_stats"]["site"].values) <= set(tree["posterior"].data_vars)
     assert tree["sample_stats"]["diverging"].dtype == bool
     np.testing.assert_array_equal(tree["observed_data"]["y"], Y)
     assert set(tree["constant_data"].data_vars) == {"x"}
