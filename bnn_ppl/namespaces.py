@@ -7,7 +7,7 @@ from typing import Any
 
 
 def namespace(array: Any) -> ModuleType:
-    """Module whose ``sqrt``, ``exp``, ``expm1`` and ``log`` act on `array`.
+    """Module whose ``sqrt``, ``exp``, ``expm1``, ``log`` and ``concatenate`` act on `array`.
 
     Parameters
     ----------
@@ -20,8 +20,9 @@ def namespace(array: Any) -> ModuleType:
         ``numpy``, ``jax.numpy``, ``torch``, or ``math`` for a Python number. Nothing is imported:
         whoever made the array has loaded its module already.
     """
-    if type(array).__module__.partition(".")[0] == "torch":
-        return sys.modules["torch"]
+    package = type(array).__module__.partition(".")[0]
+    if package in ("torch", "numpy"):  # arrays of NumPy 1 and of torch do not tell their namespace
+        return sys.modules[package]
     if hasattr(array, "__array_namespace__"):
         return array.__array_namespace__()
     return math

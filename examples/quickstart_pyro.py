@@ -12,11 +12,10 @@ import torch
 import xarray as xr
 from pyro.infer import MCMC
 from sklearn.datasets import load_digits
-from sklearn.metrics import accuracy_score, log_loss
 from sklearn.model_selection import train_test_split
 
 import bnn_ppl
-from bnn_ppl.pyro import SGHMC
+from bnn_ppl.pyro import SGHMC, predict
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--temperature", type=float, default=1.0, help="1 is the posterior, less is colder")
@@ -47,7 +46,8 @@ def model(x, y=None):
 x, y = load_digits(return_X_y=True)
 x, x_test, y, y_test = train_test_split(x / 8 - 1, y, test_size=0.2, random_state=0)
 
-x, x_test, y = torch.tensor(x).float(), torch.tensor(x_test).float(), torch.tensor(y)
+x, x_test = torch.tensor(x).float(), torch.tensor(x_test).float()
+y, y_test = torch.tensor(y), torch.tensor(y_test)
 
 pyro.set_rng_seed(0)
 kernel = SGHMC(
@@ -57,23 +57,20 @@ mcmc = MCMC(kernel, num_samples=num_samples, warmup_steps=num_warmup, num_chains
 mcmc.run(x, y)
 
 tree = bnn_ppl.to_arviz(mcmc)
-draws = mcmc.get_samples(group_by_chain=True)
-probabilities = torch.vmap(torch.vmap(lambda w: network(w, x_test).softmax(-1)))(draws).numpy()
-predictive = probabilities.astype(float).mean((0, 1))
-print(f"\ntest accuracy {accuracy_score(y_test, predictive.argmax(1)):.4f}")
-print(f"test NLL      {log_loss(y_test, predictive / predictive.sum(1, keepdims=True)):.4f}")
-print(f"divergences   {int(tree['sample_stats']['diverging'].sum())}")
-
-# The weights of a network are not identified, its predictions are: check convergence on those.
-uncertain = np.argsort(predictive.max(1))[:4]
-right = probabilities[:, :, uncertain, y_test[uncertain]]
-functions = xr.Dataset({"p_right": (("chain", "draw", "test_image"), right)}, {"test_image": uncertain})
-print(az.summary(functions).to_string())
-
+predictions = predict(mcmc, x_test, y_test, functions=True)
 options.out.mkdir(exist_ok=True)
+bnn_ppl.report(tree, predictions, path=options.out / "pyro_report.png")
+
+# The weights of a network are not identified, its predictions are: ArviZ looks at those.
+uncertain = xr.DataArray(np.argsort(predictions["probabilities"].max("class").values)[:4], dims="test_image")
+p_right = predictions["functions"].isel(row=uncertain, **{"class": predictions["observed"].isel(row=uncertain)})
+functions = (
+    p_right.drop_vars(["row", "class"], errors="ignore").assign_coords(test_image=uncertain).to_dataset(name="p_right")
+)
+print(az.summary(functions).to_string())
 functions["p_right"].plot.line(x="draw", hue="chain", row="test_image", aspect=5, size=2, linewidth=0.6)
 plt.savefig(options.out / "pyro_trace.png")
 az.plot_rank(functions)
 plt.savefig(options.out / "pyro_rank.png", bbox_inches="tight")
 tree.to_netcdf(options.out / "pyro.nc")
-print(f"wrote the plots and the draws to {options.out}/")
+print(f"wrote the report, the plots and the draws to {options.out}/")

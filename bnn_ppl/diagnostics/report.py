@@ -98,11 +98,11 @@ def _temperatures(tree: Any, statistics: xr.Dataset) -> list[str]:
         return []  # a kernel of the host, which needs none
     table = temperature_table(tree)
     whole = table[table["part"] == "all"]
-    lines = [
-        f"{'' if row.verdict.startswith(('at its', 'T = 0')) else '! '}{row.quantity}: {row.mean:.4g}, expected "
-        f"{row.expected:.4g} (error {row.error:.2g}): {row.verdict}"
-        for row in whole.itertuples()
-    ]
+    lines = []
+    for row in whole.itertuples():
+        mark = "" if row.verdict.startswith(("at its", "T = 0")) else "! "
+        error = f" (error {row.error:.2g})" if np.isfinite(row.error) else ""
+        lines.append(f"{mark}{row.quantity}: {row.mean:.4g}, expected {row.expected:.4g}{error}: {row.verdict}")
     parts = table[table["verdict"].str.startswith("out of")]  # sites that are wrong where the whole is right
     shown = parts.iloc[:5]
     lines += [f"! {row.quantity} of {row.part}: {row.mean:.4g}: {row.verdict}" for row in shown.itertuples()]

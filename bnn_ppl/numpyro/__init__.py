@@ -9,7 +9,8 @@ except ModuleNotFoundError as error:
 from bnn_ppl.numpyro import priors
 from bnn_ppl.numpyro.initialization import init_to_prior_center
 from bnn_ppl.numpyro.plates import full_data
+from bnn_ppl.numpyro.predict import predict
 from bnn_ppl.numpyro.sghmc import SGHMC, norm_adjusting_sghmc
 from bnn_ppl.numpyro.sgld import SGLD
 
-__all__ = ["SGHMC", "SGLD", "full_data", "init_to_prior_center", "norm_adjusting_sghmc", "priors"]
+__all__ = ["SGHMC", "SGLD", "full_data", "init_to_prior_center", "norm_adjusting_sghmc", "predict", "priors"]

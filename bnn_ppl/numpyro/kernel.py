@@ -146,17 +146,19 @@ class StochasticGradientKernel(MCMCKernel):
 
         return Target(fast_convolutions(energy), layout.subsampled)
 
-    def _evaluate(self, target: Target, keys: Keys, stream: dict, step: Array, z: Any) -> tuple[Evaluation, dict]:
-        """Potential and gradient on the next minibatch, and the stream past it."""
-        batch, rest = self._minibatch(target.plates, keys, stream, step)
+    def _evaluate(
+        self, target: Target, keys: Keys, stream: dict, step: Array, z: Any, before: Array
+    ) -> tuple[Evaluation, dict]:
+        """Potential and gradient on the next minibatch, and the stream past it; `before` is the potential before."""
+        batch, rest = self._minibatch(target.plates, keys, stream, step, before)
         temperature = value_at(self.settings.temperature, step)
         energy, gradient = jax.value_and_grad(target.energy)(z, temperature, batch)
         return Evaluation(energy, gradient), rest
 
-    def _minibatch(self, plates: dict, keys: Keys, stream: dict, step: Array) -> tuple[Any, dict]:
+    def _minibatch(self, plates: dict, keys: Keys, stream: dict, step: Array, before: Array) -> tuple[Any, dict]:
         """Rows of each plate at a gradient step, or the arrays of a batch, and the stream past them."""
         if self._loader is not None:
-            return self._loader.batch(noise.seed_words(keys.data), step), stream
+            return self._loader.batch(noise.seed_words(keys.data), step, before), stream
         batch, rest = {}, {}
         for i, (name, plate) in enumerate(sorted(plates.items())):
             epoch, offset = stream[name]
@@ -242,7 +244,7 @@ class StochasticGradientKernel(MCMCKernel):
         target = self._target(args, kwargs)
         stream = {name: (jnp.int32(0), jnp.int32(0)) for name in target.plates}
         extra = self.start(noise.seed_words(key_extra), step, z)
-        now, stream = self._evaluate(target, Keys(*random.split(key_run, 3)), stream, step, z)
+        now, stream = self._evaluate(target, Keys(*random.split(key_run, 3)), stream, step, z, jnp.zeros(()))
         return self.state_type(
             step=step,
             z=z,
@@ -268,7 +270,7 @@ class StochasticGradientKernel(MCMCKernel):
             layout = self._layout(*self._arguments(args, kwargs))
             stream = {name: (jnp.int32(0), jnp.int32(0)) for name in layout.subsampled}
             keys = Keys(*random.split(rng_key, 3))
-            batch, _ = self._minibatch(layout.subsampled, keys, stream, jnp.int32(0))
+            batch, _ = self._minibatch(layout.subsampled, keys, stream, jnp.int32(0), jnp.zeros(()))
             args, kwargs = self._arguments(args, kwargs, batch)
             rows = batch if self._loader is None else layout.first_rows()
             cause = potential.explain_not_finite(self._model, layout, z, rows, args, kwargs)
@@ -301,7 +303,7 @@ class StochasticGradientKernel(MCMCKernel):
         def gradient_step(carry: tuple, counter: Array) -> tuple[tuple, None]:
             step, z, extra, stream, now = carry
             z, extra = self.advance(step, z, extra, now.gradient, noise_words, counter, momentum_words)
-            now, stream = self._evaluate(target, keys, stream, step + 1, z)
+            now, stream = self._evaluate(target, keys, stream, step + 1, z, now.energy)
             return (step + 1, z, extra, stream, now), None
 
         count = self.settings.steps_per_draw

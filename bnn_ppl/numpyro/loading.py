@@ -63,12 +63,22 @@ class Loader:
         form, example = self._look()
         return form.arguments([jnp.asarray(leaf) for leaf in example] if batch is None else batch, args, kwargs)
 
-    def batch(self, words: Array, step: Array) -> list[Array]:
-        """Arrays of the batch of a gradient step; `words` are the chain's."""
+    def batch(self, words: Array, step: Array, before: Array) -> list[Array]:
+        """Arrays of the batch of a gradient step.
+
+        Parameters
+        ----------
+        words
+            The chain's.
+        step
+            The gradient step, 0 where the chain starts.
+        before
+            Any number that was computed from the batch before: without it, XLA calls back in an order of its own.
+        """
         _, example = self._look()
         shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in example]
 
-        def next_batch(words: Any, step: Any) -> list[np.ndarray]:
+        def next_batch(words: Any, step: Any, before: Any) -> list[np.ndarray]:
             batch = self._next(np.asarray(words).tobytes(), int(step))
             for leaf, shape in zip(batch, shapes, strict=True):
                 if jax.dtypes.canonicalize_dtype(leaf.dtype) != shape.dtype:
@@ -78,7 +88,7 @@ class Loader:
                     )
             return batch
 
-        return io_callback(next_batch, shapes, words, step)
+        return io_callback(next_batch, shapes, words, step, before)
 
     def _next(self, chain: bytes, step: int) -> list[np.ndarray]:
         with self._lock:
@@ -98,7 +108,9 @@ class Loader:
             return batch
 
     def _begin(self, chain: bytes) -> None:
+        form, _ = self._look()
         stream = self._spare or BatchStream(self._minibatches, _as_array)
+        stream.rows = form.rows  # whatever the length of its own first batch
         self._spare = None
         self._robbed |= {name for name, other in self._streams.items() if other.iterator is stream.iterator}
         self._robbed.discard(chain)

@@ -112,7 +112,8 @@ def read(mcmc: Any) -> Results:
         plates = plates or plates_of(found)
         held = held or {n: s["value"] for n, s in found.items() if s["type"] in ("param", "mutable")}
         sites = {name: site for name in found if (site := _describe(found[name], samples)) is not None}
-    statistics = _statistics(mcmc, full_batch=not any(plate.subsampled for plate in plates.values()))
+    full_batch = not any(plate.subsampled for plate in plates.values()) and not (modelled and model is None)
+    statistics = _statistics(mcmc, full_batch)
     settings = {"kernel": type(kernel).__name__, "num_warmup": mcmc.num_warmup, "thinning": mcmc.thinning}
     return Results(
         samples=samples,

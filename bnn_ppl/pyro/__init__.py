@@ -10,6 +10,7 @@ from bnn_ppl.pyro import priors
 from bnn_ppl.pyro.initialization import init_to_prior_center
 from bnn_ppl.pyro.networks import random_torch_module
 from bnn_ppl.pyro.plates import full_data
+from bnn_ppl.pyro.predict import predict
 from bnn_ppl.pyro.sghmc import SGHMC, norm_adjusting_sghmc
 from bnn_ppl.pyro.sgld import SGLD
 
@@ -19,6 +20,7 @@ __all__ = [
     "full_data",
     "init_to_prior_center",
     "norm_adjusting_sghmc",
+    "predict",
     "priors",
     "random_torch_module",
 ]

@@ -97,4 +97,10 @@ def _init_to_given(values: Mapping[str, Tensor], site: dict) -> Tensor:
     if name not in values:
         return init_to_prior_center(site)
     check_start_value(name, values[name].shape, site["fn"].shape())
+    support = site["fn"].support
+    if not support.check(values[name]).all():
+        raise ValueError(
+            f"init_strategy has a value of site {name!r} that is not in its support, {support}: give one in the user's "
+            "coordinates"
+        )
     return values[name]

@@ -97,6 +97,7 @@ def read(mcmc: Any) -> Results:
         raise ValueError("mcmc has no draws yet: call mcmc.run first")
     kernel = mcmc.kernel
     ours = isinstance(kernel, StochasticGradientKernel)
+    modelled = ours and kernel._model is not None
     samples = mcmc.get_samples(group_by_chain=True)
     model, held, plates = getattr(kernel, "model", None), {}, {}
     if ours and model is not None:
@@ -110,7 +111,8 @@ def read(mcmc: Any) -> Results:
         plates = plates or plates_of(found)
         held = held or {n: s["value"].detach() for n, s in found.items() if s["type"] == "param"}
         sites = {name: site for name in found if (site := _describe(found[name])) is not None}
-    statistics = _statistics(mcmc, full_batch=not any(plate.subsampled for plate in plates.values()))
+    full_batch = not any(plate.subsampled for plate in plates.values()) and not (modelled and model is None)
+    statistics = _statistics(mcmc, full_batch)
     settings = {"kernel": type(kernel).__name__, "num_warmup": mcmc.warmup_steps, "thinning": 1}
     return Results(
         samples=samples,
@@ -125,7 +127,7 @@ def read(mcmc: Any) -> Results:
         args=mcmc._args,
         kwargs=mcmc._kwargs,
         arguments={} if model is None else _by_parameter(model, mcmc._args, mcmc._kwargs),
-        site_names=sorted(kernel._layout.shapes if ours and kernel._model is not None else samples),
+        site_names=sorted(kernel._layout.shapes if modelled else samples),
     )
 
 

@@ -11,17 +11,25 @@ import numpyro.distributions as dist
 from ..checks import check_data_shapes
 
 
-def check_data(x: Any, y: Any, subsample_size: int | None, num_classes: int | None = None) -> tuple[Any, Any]:
+def check_data(
+    x: Any,
+    y: Any,
+    subsample_size: int | None,
+    num_classes: int | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+) -> tuple[Any, Any]:
     """Data as JAX arrays, once their shapes (and for `num_classes` the labels) are found good.
 
     Parameters
     ----------
-    x : array_like, shape (N, D)
+    x : array_like, shape (N, D), or (N, *image_shape) where that is given
     y : array_like, shape (N,), or None
     subsample_size : int or None
     num_classes : int or None
         For classification: labels must be integers in 0, ..., num_classes - 1. Traced labels have no values
         to look at; then only their dtype is checked.
+    image_shape : tuple of int, or None
+        Axes of one image in the backend's order; None for rows of D numbers.
 
     Raises
     ------
@@ -30,7 +38,7 @@ def check_data(x: Any, y: Any, subsample_size: int | None, num_classes: int | No
     """
     given, x = y, jnp.asarray(x)
     y = None if y is None else jnp.asarray(y)
-    check_data_shapes(x.shape, None if y is None else y.shape, subsample_size)
+    check_data_shapes(x.shape, None if y is None else y.shape, subsample_size, image_shape)
     if y is not None and num_classes is not None:
         if not (jnp.issubdtype(y.dtype, jnp.integer) or y.dtype == bool):
             raise ValueError(f"y has dtype {y.dtype}: give integer labels, for instance y.astype(int).")
@@ -63,7 +71,7 @@ def noise_prior(scale: float, dtype: Any) -> Any:
 
 def minibatch(x: Any, y: Any, dtype: Any) -> tuple[Any, Any]:
     """The enclosing plate's rows of the data, `x` as `dtype` (cast last: x may be a large uint8)."""
-    x = numpyro.subsample(x, event_dim=1).astype(dtype)
+    x = numpyro.subsample(x, event_dim=x.ndim - 1).astype(dtype)
     return x, None if y is None else numpyro.subsample(y, event_dim=0)
 
 

@@ -23,9 +23,9 @@ import numpyro
 from ..checks import (
     check_activation,
     check_count,
-    check_hidden,
     check_positive,
     check_scales,
+    check_widths,
     layer_shapes,
 )
 from .inputs import (
@@ -162,7 +162,7 @@ def mlp_regression(
     ValueError
         If a width or a scale is not positive, or the activation is unknown.
     """
-    widths = check_hidden(hidden)
+    widths = check_widths("hidden", hidden)
     check_activation(activation)
     check_scales(prior_scale, noise_scale, noise_prior_scale)
     return MLPRegression(widths, activation, prior_scale, bool(fan_in_scaling), noise_scale, noise_prior_scale)
@@ -204,7 +204,7 @@ def mlp_classification(
     ValueError
         If a width or `prior_scale` is not positive, `num_classes` is below 2, or the activation is unknown.
     """
-    widths = check_hidden(hidden)
+    widths = check_widths("hidden", hidden)
     check_count("num_classes", num_classes, least=2)
     check_activation(activation)
     check_positive("prior_scale", prior_scale)

@@ -9,17 +9,25 @@ import torch
 from ..checks import check_data_shapes
 
 
-def check_data(x: Any, y: Any, subsample_size: int | None, num_classes: int | None = None) -> tuple[Any, Any]:
+def check_data(
+    x: Any,
+    y: Any,
+    subsample_size: int | None,
+    num_classes: int | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+) -> tuple[Any, Any]:
     """The data, once their shapes (and for `num_classes` the labels' dtype) are found good.
 
     Parameters
     ----------
-    x : torch.Tensor, shape (N, D)
+    x : torch.Tensor, shape (N, D), or (N, *image_shape) where that is given
     y : torch.Tensor, shape (N,), or None
     subsample_size : int or None
     num_classes : int or None
         For classification: labels must be integers. Their range 0, ..., num_classes - 1 is left to Pyro's own
         validation of the density (on by default): a look at the values would wait for the device each time.
+    image_shape : tuple of int, or None
+        Axes of one image in the backend's order; None for rows of D numbers.
 
     Raises
     ------
@@ -29,7 +37,7 @@ def check_data(x: Any, y: Any, subsample_size: int | None, num_classes: int | No
     for name, value in (("x", x), ("y", y)):
         if not isinstance(value, torch.Tensor) and not (name == "y" and value is None):
             raise ValueError(f"{name} is a {type(value).__name__}: give a tensor, torch.as_tensor({name}).")
-    check_data_shapes(x.shape, None if y is None else y.shape, subsample_size)
+    check_data_shapes(x.shape, None if y is None else y.shape, subsample_size, image_shape)
     if y is not None and num_classes is not None and (y.is_floating_point() or y.is_complex()):
         raise ValueError(f"y has dtype {y.dtype}: give integer labels, for instance y.long().")
     return x, y
@@ -53,7 +61,7 @@ def noise_prior(scale: float, like: Any) -> Any:
 
 def minibatch(x: Any, y: Any, like: Any) -> tuple[Any, Any]:
     """The enclosing plate's rows of the data, `x` with `like`'s dtype (cast last: x may be a large uint8)."""
-    x = pyro.subsample(x, event_dim=1).to(like.dtype)
+    x = pyro.subsample(x, event_dim=x.ndim - 1).to(like.dtype)
     return x, None if y is None else pyro.subsample(y, event_dim=0)
 
 

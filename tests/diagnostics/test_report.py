@@ -14,7 +14,7 @@ rng = np.random.default_rng(0)
 
 def make_tree(heat=1.0, diverging=0, chains=C, site_heat=1.0, momentum=True):
     """What to_arviz makes of a chain on a Gaussian, whose draws are independent."""
-    position = {"a": rng.normal(size=(chains, S, 100)), "b": site_heat**0.5 * rng.normal(size=(chains, S, 30))}
+    position = {"a": rng.normal(size=(chains, S, 600)), "b": site_heat**0.5 * rng.normal(size=(chains, S, 30))}
     position = {name: heat**0.5 * z for name, z in position.items()}
     velocity = {name: heat**0.5 * rng.normal(size=z.shape) for name, z in position.items()}
     statistics = d.site_temperatures(position, position, velocity if momentum else None)
@@ -24,7 +24,7 @@ def make_tree(heat=1.0, diverging=0, chains=C, site_heat=1.0, momentum=True):
     statistics["diverging"][0, :diverging] = True
     statistics.attrs = {"kernel": "SGLD", "steps_per_draw": 7}
     if momentum:
-        statistics["momentum_norm_sq"] = 130 * statistics["kinetic_temperature"]
+        statistics["momentum_norm_sq"] = 630 * statistics["kinetic_temperature"]
         statistics.attrs |= {"kernel": "SGHMC", "integrator": "baoab", "friction": 2.0, "mass": 1.0}
     posterior = xr.Dataset({name: (("chain", "draw", f"{name}_dim"), z) for name, z in position.items()})
     return xr.DataTree.from_dict({"posterior": posterior, "sample_stats": statistics})
