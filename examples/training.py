@@ -186,7 +186,7 @@ def _rates(options, images):
 def _common(options):
     if options.backend == "numpyro":
         return {"batch_size": BATCH_SIZE, "noise": "fast"}
-    return {"batch_size": BATCH_SIZE, "jit_compile": options.model == "mlp"}  # pays for small networks
+    return {"batch_size": BATCH_SIZE, "jit_compile": True}
 
 
 def _run(options, images, kernel, warmup, draws):

@@ -28,7 +28,6 @@ ANALYSIS = {
     "bnn_ppl.export": {"arviz", "xarray"},
     "bnn_ppl.labels": {"xarray"},
     "bnn_ppl.predictions": {"xarray"},
-    "bnn_ppl.predictions": {"xarray"},
     "bnn_ppl.store": {"arviz", "xarray", "zarr"},
     "bnn_ppl.diagnostics": {"arviz", "scipy", "scoringrules", "xarray"},
     "bnn_ppl.plots": {"arviz", "matplotlib", "xarray"},

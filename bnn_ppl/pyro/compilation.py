@@ -128,6 +128,10 @@ class Dynamics:
                 "jit_compile=True cannot trace the model, which probably branches on a tensor's value or calls "
                 f".item() {where}: set jit_compile=False, or write it with torch.where ({error})"
             ) from error
+        for node in graph.graph.nodes:  # the layout of a tensor may be another one when compiled
+            if node.target is torch.ops.aten.view.default:
+                node.target = torch.ops.aten.reshape.default
+        graph.recompile()
         device = inputs[0].device
         if _in_forked_worker():
             warnings.warn(
