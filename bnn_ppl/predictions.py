@@ -80,7 +80,7 @@ def make_plan(
     *,
     site: str | None,
     num_draws: int | None,
-    row_batch_size: int,
+    row_batch_size: int | None,
     draw_batch_size: int | None,
 ) -> Plan:
     """Look at a model and decide what to compute.
@@ -102,7 +102,7 @@ def make_plan(
         If the model, its arguments and the draws do not fit together.
     """
     rows = number_of_rows(lengths)
-    row_batch = _even_part(rows, row_batch_size)
+    row_batch = _even_part(rows, row_batch_size or rows)
     sites, constant = inspect_rows(look, row_batch, lengths, draws.shapes)
     response = choose_response(sites, draws, site)
     counts, latent, others = fit_draws(sites, draws, response)
@@ -169,9 +169,11 @@ def predict_all(
 def _check_observed(plan: Plan, rows: slice, part: Arrays, loose: Sequence[np.ndarray]) -> None:
     """Refuse observations taken from an argument with more or fewer rows, and what is no class number."""
     name, observed = plan.response.name, part["observed"][0]
-    for array in loose:
-        shared = min(len(array), len(observed))
-        if array.shape[1:] == observed.shape[1:] and np.array_equal(array[:shared], observed[:shared]):
+    for array in loose if rows.start == 0 else []:
+        # What a plate's indices take; JAX takes the last entry for those beyond the end.
+        taken = array[np.minimum(np.arange(len(observed)), len(array) - 1)] if len(array) else array
+        differ = (observed != observed[0]).any()  # equal ones may be equal to another argument by chance
+        if np.array_equal(taken, observed) and (differ or len(array) < len(observed)):
             raise ValueError(
                 f"the data of observed site {name!r} have {len(array)} rows, and the model's first argument "
                 f"{plan.rows}: give as many rows of x as of y"

@@ -49,7 +49,7 @@ class Draws(NamedTuple):
 
     shapes: dict[str, tuple[int, ...]]
     leading: tuple[int, ...]
-    observed: tuple[str, ...] | None = None
+    observed: tuple[str, ...] = ()
 
 
 def check_numbers(**numbers: Any) -> None:

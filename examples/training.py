@@ -44,7 +44,7 @@ def make_parser(description: str, **defaults: Any) -> argparse.ArgumentParser:
 def prepare(options: argparse.Namespace) -> Images:
     """Load the data, and set up the device."""
     if options.smoke:
-        options.dataset, options.epochs, options.chains = "digits", 20, 2
+        options.dataset, options.epochs, options.chains = "digits", 4, 2
     learning_rate, prior_scale = SETTINGS[options.model]
     options.learning_rate = options.learning_rate or learning_rate
     options.prior_scale = options.prior_scale or prior_scale

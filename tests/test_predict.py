@@ -20,7 +20,7 @@ from scipy.special import entr, log_softmax, logsumexp, softmax
 
 import bnn_ppl.numpyro
 import bnn_ppl.pyro
-from bnn_ppl import diagnostics
+from bnn_ppl import diagnostics, predictions
 
 NUMPYRO = SimpleNamespace(
     name="numpyro",
@@ -41,7 +41,7 @@ PYRO = SimpleNamespace(
     factor=pyro.factor,
 )
 TRAINING_ROWS, BATCH = 60, 4
-N, CHAINS, DRAWS, CLASSES = 11, 2, 6, 4
+N, CHAINS, DRAWS, CLASSES = 11, 2, 7, 4
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(N, 3))
@@ -214,7 +214,7 @@ def test_both_hosts_agree():
         assert [v.dtype for v in one.values()] == [v.dtype for v in other.values()]
 
 
-@pytest.mark.parametrize("row_batch_size", [1, 4, 10, N, 1000])
+@pytest.mark.parametrize("row_batch_size", [1, 4, 10, N, None])
 @pytest.mark.parametrize("draw_batch_size", [1, 5, CHAINS * DRAWS, 1000])
 def test_batches_do_not_matter(host, row_batch_size, draw_batch_size):
     found = host.predict(
@@ -249,7 +249,7 @@ def test_draws_of_one_chain_or_several(host):
 def test_some_draws_of_each_chain(host):
     found = host.predict(REGRESSION, *on(host, X, VALUES), model=regression(host), functions=True, num_draws=3)
     np.testing.assert_array_equal(found["draw"], [0, 2, 4])
-    expected = by_hand_regression()["functions"][:, ::2]
+    expected = by_hand_regression()["functions"][:, :6:2]
     np.testing.assert_allclose(found["functions"], expected)
     np.testing.assert_allclose(found["mean"], expected.mean((0, 1)))
     assert found.attrs["num_draws"] == 6
@@ -372,6 +372,16 @@ def test_as_many_rows_as_outputs(host):
     found = host.predict({"w": w}, *on(host, X[:2]), model=model)
     assert found["mean"].dims == ("row", "output")
     np.testing.assert_allclose(found["mean"], X[:2] @ w.mean(0))
+
+
+def test_plates_with_reserved_names(host):
+    def model(x):
+        w = host.ppl.sample("w", normal(host, [3, 2]))
+        with host.ppl.plate("class", 2), host.ppl.plate("data", len(x)):
+            host.ppl.sample("y", host.dist.Bernoulli(logits=x @ w))
+
+    found = host.predict({"w": rng.normal(size=(7, 3, 2))}, *on(host, X), model=model)
+    assert found["probabilities"].dims == ("row", "class_", "class")
 
 
 def test_events(host):
@@ -516,7 +526,7 @@ def test_numbers(host, name, value):
 
 
 def test_too_many_draws(host):
-    bad(host, "num_draws=7, and there are 6 draws in a chain", num_draws=7)
+    bad(host, "num_draws=8, and there are 7 draws in a chain", num_draws=8)
     bad(host, "there are no draws", draws={name: value[:0] for name, value in REGRESSION.items()})
 
 
@@ -536,11 +546,11 @@ def test_a_model_is_needed(host):
 
 def test_draws_of_another_model(host):
     bad(host, r"latent sites \['noise'\] of the model have no draws; there are draws of \['w'\]", draws=LINEAR)
-    bad(host, r"draws of site 'w' have the shape \(2, 6, 4\), and the model's site has \(3,\)",
+    bad(host, r"draws of site 'w' have the shape \(2, 7, 4\), and the model's site has \(3,\)",
         draws=REGRESSION | {"w": np.zeros((CHAINS, DRAWS, 4))})  # fmt: skip
     bad(host, r"draws of site 'w' have the shape \(3,\)", draws={"w": np.zeros(3), "noise": np.ones(())})
     few = REGRESSION | {"noise": np.ones((CHAINS, DRAWS - 1))}
-    bad(host, r"draws differ in number from site to site, \{'w': \(2, 6\), 'noise': \(2, 5\)\}", draws=few)
+    bad(host, r"draws differ in number from site to site, \{'w': \(2, 7\), 'noise': \(2, 6\)\}", draws=few)
     chains_and_none = REGRESSION | {"noise": np.ones(CHAINS * DRAWS)}
     bad(host, r"draws differ in number", draws=chains_and_none)
 
@@ -565,6 +575,18 @@ def test_another_number_of_observations(host, kind, count):
         assert str(count) in str(caught.value)
 
 
+def test_arguments_that_are_equal_to_observations_by_chance(host):
+    def model(x, scales, y):
+        w = host.ppl.sample("w", normal(host, [3]))
+        with host.ppl.plate("data", len(x)):
+            host.ppl.sample("y", host.dist.Normal(x @ w, scales[0]), obs=y)
+
+    for scales in (np.ones(1), np.array([1.0, 1.0, 3.0]), np.ones(2 * N)):
+        y = np.where(np.arange(N) < 2 if len(scales) < N else True, 1.0, 2.0)
+        found = host.predict(LINEAR, *on(host, X, scales, y), model=model, row_batch_size=4)
+        np.testing.assert_array_equal(found["observed"], y)
+
+
 def test_no_observed_site(host):
     def nothing(host):
         return lambda x, y: host.ppl.sample("w", normal(host, [3]))
@@ -578,7 +600,8 @@ def test_no_observed_site(host):
 
         return model
 
-    bad(host, r"no observed site with one value per row.* \['w', 'y'\]", model=a_number)
+    for site in (None, "y"):
+        bad(host, r"no observed site with one value per row.* \['w', 'y'\]", draws=LINEAR, model=a_number, site=site)
 
 
 def test_one_density_for_all_rows(host):
@@ -626,7 +649,7 @@ def test_predictions_that_are_not_finite(host, value):
     message = "the mean of site 'y' is not finite at row 0 under draw 2 of chain 1: leave out draws that diverged"
     bad(host, message, draws=draws, row_batch_size=4)
     flat = {name: v.reshape(-1, *v.shape[2:]) for name, v in draws.items()}
-    bad(host, "not finite at row 0 under draw 8:", draws=flat, draw_batch_size=3)
+    bad(host, "not finite at row 0 under draw 9:", draws=flat, draw_batch_size=3)
     x, y = X.copy(), VALUES.copy()
     x[7, 1] = y[8] = value
     bad(host, "not finite at row 7 under draw 0 of chain 0", arrays=(x,), row_batch_size=3)
@@ -703,7 +726,17 @@ def test_the_models_own_errors(host):
         host.predict(LINEAR, *on(host, X, VALUES), model=model(host))
 
 
-# ---- memory
+# ---- speed and memory
+
+
+def test_draws_together():
+    """Many for few rows and weights, one for a convolution."""
+    together = [predictions._together(rows, [(8, 50), (50,)]) for rows in (1, 50, 1000)]
+    assert together == [32768, 655, 32]
+    assert predictions._together(1000, [(784, 100), (100,), (100, 10), (10,)]) == 25
+    assert predictions._together(1, [(10_000, 1000)]) == 1
+    assert predictions._together(1, [(3, 3, 8, 8)]) == 1
+
 
 MEMORY = """
     import resource
@@ -725,6 +758,7 @@ MEMORY = """
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = predict(draws, x, y, model=model)
     assert found["log_density"].shape == (ROWS,)
+    predict(draws, x, y, model=model, row_batch_size=50, draw_batch_size=DRAWS)
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 IMPORTS = {
@@ -745,5 +779,6 @@ def test_memory_is_bounded(host, tmp_path):
     code = textwrap.dedent(IMPORTS[host.name]) + textwrap.dedent(MEMORY)
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
-    # Hidden units of all draws on 1000 rows take 800 MB, those of one batch, 32 draws on 1000 rows, 64 MB.
+    # Hidden units of all draws on 1000 rows take 800 MB, those of one batch, 32 draws on 1000 rows, 64 MB. In the
+    # second call, all rows take 1.6 GB and one batch 40 MB.
     assert float(ran.stdout) < 300

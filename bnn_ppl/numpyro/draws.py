@@ -31,15 +31,16 @@ def origin_of(
     """Draws and model; `args` and `kwargs` are those of the model, which guides take too, the rest as in `predict`."""
     if isinstance(source, MCMC):
         results = read_mcmc(source)
-        observed = tuple(name for name, site in results.sites.items() if site.kind == "observed")
-        samples = results.samples
-        if model is None:
-            responses.check_model(results.model, "a chain of a potential_fn")
-            model, samples = results.model, results.latents
-        else:
-            observed = ()
+        samples, held = results.samples, results.held
+        observed: tuple[str, ...] = ()
+        if model is None and results.model is not None:
+            model = results.model
+            observed = tuple(name for name, site in results.sites.items() if site.kind == "observed")
+        elif model is None:  # with minibatches=, kernels hide their model, for which nobody has all data
+            model, held = getattr(source.sampler, "_model", None), getattr(source.sampler, "_held", None) or {}
+            responses.check_model(model, "a chain of a potential_fn")
         draws = responses.Draws(_shapes(samples), (2,), observed)
-        return Origin(model, results.held | params, draws, partial(_take, samples))
+        return Origin(model, held | params, draws, partial(_take, samples))
     if isinstance(source, Mapping):
         responses.check_model(model, "a dict of draws")
         samples = {name: v if isinstance(v, np.ndarray | Array) else np.asarray(v) for name, v in source.items()}

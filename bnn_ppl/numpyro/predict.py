@@ -47,7 +47,7 @@ def predict(
     num_draws: int | None = None,
     site: str | None = None,
     functions: bool = False,
-    row_batch_size: int = 1000,
+    row_batch_size: int | None = 1000,
     draw_batch_size: int | None = None,
     seed: int = 0,
     **kwargs: Any,
@@ -76,7 +76,7 @@ def predict(
     functions
         Whether to keep the prediction of each draw, for `bnn_ppl.diagnostics.function_diagnostics`.
     row_batch_size
-        Rows evaluated at a time, at most: what a network keeps for that many rows has to fit into memory.
+        Rows evaluated at a time, at most: what a network computes for that many has to fit into memory. None for all.
     draw_batch_size
         Draws evaluated at a time, at most. By default more of them the fewer rows and weights there are.
     seed
@@ -114,7 +114,7 @@ def predict(
     --------
     >>> found = predict(mcmc, x_test, y_test)
     >>> accuracy(found["probabilities"], found["observed"])
-    >>> predict(svi_result_guide, x_test, model=model, params=svi_result.params)["mean"]
+    >>> predict(guide, x_test, model=model, params=svi_result.params)["mean"]
     """
     responses.check_numbers(num_draws=num_draws, row_batch_size=row_batch_size, draw_batch_size=draw_batch_size)
     args, kwargs = as_arrays((args, kwargs))
@@ -236,23 +236,23 @@ def _look(origin: Origin, data: _Data, rows: int, constant: int | None) -> respo
     sites, error = {}, None
     try:
         jax.eval_shape(lambda arrays: _run(recorder, data, arrays), data.shapes(rows))
-        sites = {name: found for name, site in recorder.trace.items() if (found := _describe(site, origin.held))}
-        if keys.found:
-            raise ValueError(
-                "the model draws random keys of its own (numpyro.prng_key, as dropout does), so that a draw has no "
-                "definite prediction: switch that off"
-            )
+        sites = {name: found for name, site in recorder.trace.items() if (found := _describe(site))}
     except Exception as failure:
         error = failure
         if isinstance(error, jax.errors.JAXTypeError):
             error.add_note("predict runs the model under jax.jit: it cannot look at the values of its arguments")
+    unknown = [n for n, s in recorder.trace.items() if s["type"] == "param" and n not in origin.held]
+    if unknown:
+        raise ValueError(f"the param sites {unknown} of the model have no values: pass params={{{unknown[0]!r}: ...}}")
+    if keys.found:
+        raise ValueError(
+            "the model draws random keys of its own (numpyro.prng_key, as dropout does), so that a draw has no "
+            "definite prediction: switch that off"
+        )
     return responses.Look(sites, {plate.size for plate in plates_of(recorder.trace).values()}, error)
 
 
-def _describe(site: dict, held: Mapping[str, Any]) -> responses.Site | None:
-    name = site["name"]
-    if site["type"] == "param" and name not in held:
-        raise ValueError(f"param site {name!r} of the model has no value: pass params={{{name!r}: ...}}")
+def _describe(site: dict) -> responses.Site | None:
     if site["type"] != "sample":
         return None
     fn, shape = site["fn"], jnp.shape(site["value"])
@@ -260,10 +260,10 @@ def _describe(site: dict, held: Mapping[str, Any]) -> responses.Site | None:
         if 0 in shape:  # a factor
             return None
         whole = jnp.broadcast_shapes(shape, fn.shape())
-        check_observation(name, shape, whole[: len(whole) - fn.event_dim], fn.event_dim)
+        check_observation(site["name"], shape, whole[: len(whole) - fn.event_dim], fn.event_dim)
         shape = whole
     plates = {frame.dim: frame.name for frame in site["cond_indep_stack"]}
-    return responses.Site(name, site["is_observed"], shape, fn.event_dim, plates)
+    return responses.Site(site["name"], site["is_observed"], shape, fn.event_dim, plates)
 
 
 def _one(origin: Origin, plan: Plan, draw: dict[str, Array], args: tuple, kwargs: dict, key: Array) -> dict[str, Array]:

@@ -35,15 +35,17 @@ def origin_of(
     """Draws and model; `args` and `kwargs` are those of the model, which guides take too, the rest as in `predict`."""
     if isinstance(source, MCMC):
         results = read_mcmc(source)
-        observed = tuple(name for name, site in results.sites.items() if site.kind == "observed")
-        samples = results.samples
-        if model is None:
-            responses.check_model(results.model, "a chain of a potential_fn")
-            model, samples = results.model, results.latents
-        else:
-            observed = ()
+        samples, held = results.samples, results.held
+        observed: tuple[str, ...] = ()
+        if model is None and results.model is not None:
+            model = results.model
+            observed = tuple(name for name, site in results.sites.items() if site.kind == "observed")
+        elif model is None:  # with minibatches=, kernels hide their model, for which nobody has all data
+            model = getattr(source.kernel, "_model", None)
+            responses.check_model(model, "a chain of a potential_fn")
+            held = source.kernel._layout.held
         draws = responses.Draws(_shapes(samples), (2,), observed)
-        return Origin(model, results.held | params, draws, samples, partial(_take, samples))
+        return Origin(model, held | params, draws, samples, partial(_take, samples))
     if isinstance(source, Mapping):
         responses.check_model(model, "a dict of draws")
         samples = {name: v if isinstance(v, Tensor) else torch.as_tensor(np.asarray(v)) for name, v in source.items()}

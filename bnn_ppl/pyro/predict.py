@@ -47,7 +47,7 @@ def predict(
     num_draws: int | None = None,
     site: str | None = None,
     functions: bool = False,
-    row_batch_size: int = 1000,
+    row_batch_size: int | None = 1000,
     draw_batch_size: int | None = None,
     seed: int = 0,
     **kwargs: Any,
@@ -76,7 +76,7 @@ def predict(
     functions
         Whether to keep the prediction of each draw, for `bnn_ppl.diagnostics.function_diagnostics`.
     row_batch_size
-        Rows evaluated at a time, at most: what a network keeps for that many rows has to fit into memory.
+        Rows evaluated at a time, at most: what a network computes for that many has to fit into memory. None for all.
     draw_batch_size
         Draws evaluated at a time, at most. By default more of them the fewer rows and weights there are.
     seed

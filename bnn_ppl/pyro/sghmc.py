@@ -56,7 +56,19 @@ class SGHMC(StochasticGradientKernel):
         Rows of a minibatch for a model with a full-data plate; an int, or a dict by plate name. The data must
         pass through the plate's indices or ``pyro.subsample``.
     init_strategy
-        Pyro init strategy, such as ``init_to_median``. By default `init_to_prior_center`.
+        Pyro init strategy, such as ``init_to_median``, or a dict of values by site in the user's coordinates, such
+        as a draw, a guide's median or an optimiser's result; sites not in it start near the prior's centre. By
+        default `init_to_prior_center`.
+    minibatches
+        Iterable of batches, for data that are larger than memory or augmented: a torch DataLoader, a list. Each is
+        a tuple of arrays (the model's first arguments), a dict (keyword arguments) or one array; arguments of
+        ``MCMC.run`` follow. The model is called on one batch, and its plate states the rows of all:
+        ``plate("data", N, subsample_size=len(x))``. B is the length of the first batch; a short last one is
+        filled up from the next epoch, so that each row counts once an epoch. Shuffling is the iterable's work, and
+        without it the draws are biased. Random augmentation, fresh in each epoch, makes the target
+        exp(E[log likelihood]) times the prior, with each row counted once. Each chain iterates on its own. A
+        resumed run begins a new epoch; NumPyro, which calls back to Python at each step, goes on where it was if
+        kernel and process are the same.
     gradient_noise_variance
         V, variance of one component of the minibatch gradient of U (sum scale), subtracted from the injected
         noise; a number, or a dict by site name.

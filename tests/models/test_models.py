@@ -230,6 +230,11 @@ def test_same_public_interface():
     assert numpyro_models.__all__ == pyro_models.__all__
     for name in numpyro_models.__all__:
         ours, theirs = getattr(numpyro_models, name), getattr(pyro_models, name)
+        if inspect.isclass(theirs) and issubclass(theirs, torch.nn.Module):
+            arguments = dict(inspect.signature(ours.__init__).parameters)
+            assert arguments.pop("rngs").kind is inspect.Parameter.KEYWORD_ONLY  # nnx's own
+            assert arguments == dict(inspect.signature(theirs.__init__).parameters)
+            continue
         assert inspect.signature(ours).parameters == inspect.signature(theirs).parameters
         if inspect.isclass(ours):
             assert str(inspect.signature(ours.__call__)) == str(inspect.signature(theirs.__call__))

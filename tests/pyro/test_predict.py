@@ -175,20 +175,39 @@ def test_chains_that_cannot_predict():
 
 
 def test_known_responses_of_a_chain():
-    """Without its data, a site that the chain observed is not taken for a latent one, nor a local one for it."""
+    """Sites that the chain did not observe are no responses."""
 
-    def local(x, y=None):
+    def simulates(x, y=None):
         w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0), obs=torch.zeros(len(x)) if y is not None else None)
-            pyro.sample("y", dist.Normal(x @ w + 0 * z, 0.5), obs=y)
+            pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
+            if y is None:
+                pyro.sample("simulated", dist.Normal(x @ w, 0.5))
 
-    mcmc = run(NUTS(local, max_tree_depth=3), X, Y, draws=5)
-    with pytest.raises(ValueError, match=r"observed sites \['z', 'y'\]"):
-        predict(mcmc, X_TEST)
-    np.testing.assert_allclose(
-        predict(mcmc, X_TEST, site="y")["mean"], X_TEST @ mcmc.get_samples()["w"].mean(0), rtol=1e-4, atol=1e-5
-    )
+    mcmc = run(NUTS(simulates, max_tree_depth=3), X, Y, draws=5)
+    mean = X_TEST @ mcmc.get_samples()["w"].mean(0)
+    np.testing.assert_allclose(predict(mcmc, X_TEST)["mean"], mean, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"observed sites \['y', 'simulated'\]"):
+        predict(mcmc.get_samples(), X_TEST, model=simulates)
+
+
+def test_chains_of_minibatches():
+    """The kernel then shows no model to the host, for nobody holds all data."""
+
+    def streamed(x, y=None):
+        shift = pyro.param("shift", torch.tensor(0.5))
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        with pyro.plate("data", N, subsample_size=len(x)):
+            pyro.sample("y", dist.Normal(x @ w + shift, 0.5), obs=y)
+
+    batches = [(X[i : i + B], Y[i : i + B]) for i in range(0, N, B)]
+    kernel = sghmc(streamed, minibatches=batches)
+    mcmc = MCMC(kernel, 6, 2, disable_progbar=True)
+    with pytest.warns(UserWarning, match="param sites"):
+        mcmc.run()
+    found = predict(mcmc, X_TEST, Y_TEST, row_batch_size=5)
+    mean = X_TEST @ mcmc.get_samples()["w"].mean(0) + 0.5
+    np.testing.assert_allclose(found["mean"], mean, rtol=1e-4, atol=1e-5)
 
 
 def test_param_sites():
