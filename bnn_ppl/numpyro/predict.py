@@ -21,6 +21,7 @@ import numpy as np
 import xarray as xr
 from jax import Array, lax, random
 from numpyro import distributions as dist
+from numpyro.contrib.module import ParamShape
 from numpyro.distributions.distribution import validation_enabled
 from numpyro.handlers import seed as seed_handler
 from numpyro.handlers import substitute, trace
@@ -221,7 +222,7 @@ def _hold_shapes(origin: Origin, data: _Data) -> None:
     with suppress(Exception):  # of which the look tells
         jax.eval_shape(lambda arrays: _run(recorder, data, arrays), data.shapes(data.rows))
     for name, site in recorder.trace.items():
-        if site["type"] == "param" and not any(isinstance(leaf, Array) for leaf in jax.tree.leaves(site["value"])):
+        if site["type"] == "param" and all(isinstance(leaf, ParamShape) for leaf in jax.tree.leaves(site["value"])):
             origin.held.setdefault(name, site["value"])
 
 

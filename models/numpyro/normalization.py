@@ -89,9 +89,18 @@ def normalization_layer(normalization: str | None, channels: int) -> Callable:
         return nnx.GroupNorm(channels, math.gcd(8, channels), epsilon=1e-5, rngs=nnx.Rngs(0))  # epsilon as in torch
     if normalization == "batch":
         return BatchNorm(channels)
-    return nnx.identity
+    return _identity
+
+
+# nnx.identity and nnx.relu do not pickle.
+def _identity(x: jax.Array) -> jax.Array:
+    return x
+
+
+def _relu(x: jax.Array) -> jax.Array:
+    return nnx.relu(x)
 
 
 def activation_layer(normalization: str | None, channels: int) -> Callable:
     """The activation that belongs to a normalisation: a thresholded linear unit, or ReLU."""
-    return ThresholdedLinear(channels) if normalization == "filter_response" else nnx.relu
+    return ThresholdedLinear(channels) if normalization == "filter_response" else _relu

@@ -223,21 +223,28 @@ def test_chains_of_minibatches():
     np.testing.assert_allclose(found["mean"], mean, rtol=1e-4, atol=1e-5)
 
 
-def test_param_sites():
+@pytest.mark.parametrize("start", [0.7, lambda key: random.normal(key)])
+def test_param_sites(start):
     def shifted(x, y=None):
-        shift = numpyro.param("shift", lambda key: random.normal(key))
+        shift = numpyro.param("shift", start)
         w = numpyro.sample("w", dist.Normal(0, 1).expand([2]).to_event(1))
         with numpyro.plate("data", len(x), subsample_size=B) as index:
             numpyro.sample("y", dist.Normal(x[index] @ w + shift, 0.5), obs=None if y is None else y[index])
 
+    draws = chains().get_samples()
+    mean = X_TEST @ draws["w"].mean(0)
+    found = predict(draws, X_TEST, model=shifted, params={"shift": 2.0})
+    np.testing.assert_allclose(found["mean"], mean + 2, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"param sites \['shift'\] of the model have no values: pass params="):
+        predict(draws, X_TEST, model=shifted)
+    if start == 0.7:
+        return
     kernel = sghmc(shifted)
     with pytest.warns(UserWarning, match="param sites"):
         mcmc = run(kernel, X, Y, draws=5)
     mean = X_TEST @ mcmc.get_samples()["w"].mean(0)
     np.testing.assert_allclose(predict(mcmc, X_TEST)["mean"], mean + kernel._held["shift"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(predict(mcmc, X_TEST, params={"shift": 2.0})["mean"], mean + 2, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match=r"param sites \['shift'\] of the model have no values: pass params="):
-        predict(mcmc.get_samples(), X_TEST, model=shifted)
 
 
 class Convolutional(linen.Module):

@@ -205,6 +205,7 @@ def test_chains_of_minibatches():
     mcmc = MCMC(kernel, 6, 2, disable_progbar=True)
     with pytest.warns(UserWarning, match="param sites"):
         mcmc.run()
+    pyro.get_param_store()["shift"] = torch.tensor(-3.0)
     found = predict(mcmc, X_TEST, Y_TEST, row_batch_size=5)
     mean = X_TEST @ mcmc.get_samples()["w"].mean(0) + 0.5
     np.testing.assert_allclose(found["mean"], mean, rtol=1e-4, atol=1e-5)
