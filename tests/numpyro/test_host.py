@@ -199,7 +199,7 @@ def test_statistics_are_flat_and_belong_to_the_draws(make_kernel, one_chain):
     mcmc = one_chain if isinstance(kernel, SGHMC) else run(kernel)
     fields = mcmc.get_extra_fields()
     assert set(fields) == set(kernel.statistic_fields) == set(kernel.default_fields) - {"z"}
-    assert all(value.shape == (4,) for value in fields.values())
+    assert all(value.shape == ((4, 2) if name.startswith("site_") else (4,)) for name, value in fields.items())
     assert not fields["diverging"].any()
     squares = np.sum(mcmc.get_samples()["w"] ** 2, -1) + np.log(mcmc.get_samples()["scale"]) ** 2
     np.testing.assert_allclose(fields["position_norm_sq"], squares)
