@@ -1,8 +1,6 @@
 """What a finished NumPyro MCMC holds, and its model replayed on its draws, as NumPy arrays for `bnn_ppl.export`."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -20,6 +18,7 @@ from bnn_ppl.layout import Plate
 from bnn_ppl.numpyro.kernel import StochasticGradientKernel
 from bnn_ppl.numpyro.layout import plates_of
 from bnn_ppl.numpyro.plates import FullData, SetPlates, as_arrays
+from bnn_ppl.results import Results, Site, bound_arguments, missing_latents
 
 # Names that ArviZ gives to the statistics of the host's kernels.
 _ARVIZ_NAMES = {
@@ -28,44 +27,6 @@ _ARVIZ_NAMES = {
     "accept_prob": "acceptance_rate",
     "potential_energy": "lp",
 }
-
-
-@dataclass(frozen=True)
-class Site:
-    """Kind of a site (latent, observed, factor, deterministic) and the plates around it, with their dimensions."""
-
-    kind: str
-    plates: dict[str, int]
-    event_dim: int
-
-    def axes(self, shape: tuple[int, ...], event_dim: int | None = None) -> dict[str, int]:
-        """Axis, counted from the end, of each plate in an array of this shape."""
-        inner = self.event_dim if event_dim is None else event_dim
-        return {plate: dim - inner for plate, dim in self.plates.items() if len(shape) >= inner - dim}
-
-
-@dataclass(frozen=True)
-class Results:
-    """Draws (chain, draw, ...) and statistics (chain, draw) by name, and all that replays the model."""
-
-    samples: dict[str, Any] = field(repr=False)
-    statistics: dict[str, np.ndarray] = field(repr=False)
-    shape: tuple[int, int]
-    plates: dict[str, Plate]
-    sites: dict[str, Site]
-    settings: dict[str, Any]
-    libraries: dict[str, str]
-    model: Callable | None
-    held: dict[str, Any] = field(repr=False)
-    args: tuple = field(repr=False)
-    kwargs: dict[str, Any] = field(repr=False)
-    arguments: dict[str, Any] = field(repr=False)
-    site_names: list[str]
-
-    @property
-    def latents(self) -> dict[str, Any]:
-        """Draws of the latent sites, as far as they were kept."""
-        return {n: self.samples[n] for n, site in self.sites.items() if site.kind == "latent" and n in self.samples}
 
 
 def to_numpy(value: Any) -> np.ndarray:
@@ -185,20 +146,7 @@ def _by_parameter(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
     """Array arguments of a model by the names of its parameters."""
     while isinstance(model, Messenger | FullData):
         model = model.fn if isinstance(model, Messenger) else model.model
-    named: dict[str, Any] = {}
-    try:
-        signature = inspect.signature(model)
-        bound = signature.bind(*args, **kwargs).arguments
-    except (TypeError, ValueError):
-        return named
-    for name, value in bound.items():
-        kind = signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            named |= {f"{name}_{i}": item for i, item in enumerate(value)}
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            named |= value
-        else:
-            named[name] = value
+    named = bound_arguments(model, args, kwargs)
     return {name: value for name, value in named.items() if _is_array(value)}
 
 
@@ -268,7 +216,7 @@ def evaluator(results: Results, what: str, names: Sequence[str], seed: int) -> C
     ValueError
         If draws of latent sites are missing.
     """
-    missing = [n for n, site in results.sites.items() if site.kind == "latent" and n not in results.samples]
+    missing = missing_latents(results)
     if what != "observed" and missing:
         raise ValueError(f"{what}=True needs the draws of all latent sites, and those of {missing} were not kept")
     leaves, structure = jax.tree.flatten((results.args, results.kwargs))

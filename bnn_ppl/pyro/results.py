@@ -1,9 +1,7 @@
 """What a finished Pyro MCMC holds, and its model replayed on its draws, as NumPy arrays for `bnn_ppl.export`."""
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,52 +14,10 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from bnn_ppl.layout import Plate
 from bnn_ppl.pyro.kernel import StochasticGradientKernel
 from bnn_ppl.pyro.layout import plates_of
 from bnn_ppl.pyro.plates import FullData, any_number_of_rows
-
-
-@dataclass(frozen=True)
-class Site:
-    """Kind of a site (latent, observed, factor, deterministic) and the plates around it, with their dimensions."""
-
-    kind: str
-    plates: dict[str, int]
-    event_dim: int
-
-    def axes(self, shape: tuple[int, ...], event_dim: int | None = None) -> dict[str, int]:
-        """Axis, counted from the end, of each plate in an array of this shape."""
-        inner = self.event_dim if event_dim is None else event_dim
-        return {plate: dim - inner for plate, dim in self.plates.items() if len(shape) >= inner - dim}
-
-
-@dataclass(frozen=True)
-class Results:
-    """Draws (chain, draw, ...) and statistics (chain, draw) by name, and all that replays the model."""
-
-    samples: dict[str, Any] = field(repr=False)
-    statistics: dict[str, np.ndarray] = field(repr=False)
-    shape: tuple[int, int]
-    plates: dict[str, Plate]
-    sites: dict[str, Site]
-    settings: dict[str, Any]
-    libraries: dict[str, str]
-    model: Callable | None
-    held: dict[str, Any] = field(repr=False)
-    args: tuple = field(repr=False)
-    kwargs: dict[str, Any] = field(repr=False)
-    arguments: dict[str, Any] = field(repr=False)
-    site_names: list[str]
-
-    @property
-    def latents(self) -> dict[str, Any]:
-        """Draws of the latent sites, as far as they were kept."""
-        return {n: self.samples[n] for n, site in self.sites.items() if site.kind == "latent" and n in self.samples}
-
-    def draw(self, chain: int, draw: int) -> dict[str, Tensor]:
-        """Values of the latent sites in one draw."""
-        return {name: value[chain, draw] for name, value in self.latents.items()}
+from bnn_ppl.results import Results, Site, bound_arguments, missing_latents
 
 
 def to_numpy(value: Any) -> np.ndarray:
@@ -225,20 +181,7 @@ def _by_parameter(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
     while isinstance(model, FullData):
         model = model.model
     model = model.forward if isinstance(model, torch.nn.Module) else model
-    named: dict[str, Any] = {}
-    try:
-        signature = inspect.signature(model)
-        bound = signature.bind(*args, **kwargs).arguments
-    except (TypeError, ValueError):
-        return named
-    for name, value in bound.items():
-        kind = signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            named |= {f"{name}_{i}": item for i, item in enumerate(value)}
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            named |= value
-        else:
-            named[name] = value
+    named = bound_arguments(model, args, kwargs)
     return {name: value for name, value in named.items() if _is_array(value)}
 
 
@@ -268,7 +211,7 @@ def posterior(results: Results, names: Sequence[str]) -> dict[str, np.ndarray]:
         rows = {p.name: np.arange(p.batch_size) for p in results.plates.values() if p.subsampled}
 
         def replay(chain: int, draw: int) -> dict[str, Tensor]:
-            found = _Replay(results.draw(chain, draw), results.held, rows).run(
+            found = _Replay(_one_draw(results, chain, draw), results.held, rows).run(
                 results.model, results.args, results.kwargs
             )
             return {name: found[name]["value"] for name in computed}
@@ -277,8 +220,12 @@ def posterior(results: Results, names: Sequence[str]) -> dict[str, np.ndarray]:
     return {name: values[name] if name in values else to_numpy(results.samples[name]) for name in names}
 
 
+def _one_draw(results: Results, chain: int, draw: int) -> dict[str, Tensor]:
+    return {name: value[chain, draw] for name, value in results.latents.items()}
+
+
 def _check_complete(results: Results, what: str) -> None:
-    missing = [n for n, site in results.sites.items() if site.kind == "latent" and n not in results.samples]
+    missing = missing_latents(results)
     if missing:
         raise ValueError(f"{what} need the draws of all latent sites, and those of {missing} were not kept")
 
@@ -328,7 +275,7 @@ def evaluator(results: Results, what: str, names: Sequence[str], seed: int) -> C
     def evaluate(wanted: Sequence[str], rows: Mapping[str, np.ndarray], chunk: Mapping[str, int]) -> dict:
         def replay(chain: int, draw: int) -> dict[str, Tensor]:
             kind = _SampleObserved if what == "posterior_predictive" else _Replay
-            one = kind(results.draw(chain, draw), results.held, rows)
+            one = kind(_one_draw(results, chain, draw), results.held, rows)
             if isinstance(one, _SampleObserved):
                 one.entropy, one.chunk, one.numbers = (seed, chain, draw), chunk, numbers
             sites = one.run(results.model, results.args, results.kwargs)

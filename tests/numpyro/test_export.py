@@ -107,7 +107,8 @@ def test_dims_and_coords(minibatch, minibatch_tree):
     assert tree["posterior"]["w"].sel(input="b").shape == (2, 40)
     assert tree["constant_data"]["x"].dims == ("row", "input")
     np.testing.assert_array_equal(tree["log_likelihood"]["row"], [104, 102])
-    np.testing.assert_array_equal(tree["log_likelihood"]["y"], minibatch_tree["log_likelihood"]["y"][..., [4, 2]])
+    theirs = minibatch_tree["log_likelihood"]["y"][..., [4, 2]]
+    np.testing.assert_allclose(tree["log_likelihood"]["y"], theirs, rtol=1e-6)  # another chunk rounds otherwise
 
 
 def test_attributes(minibatch_tree):
