@@ -3,9 +3,9 @@
     python benchmarks/posterior_fidelity.py --data FOLDER [--dataset bostonHousing]
 
 The task is a network of 50 units with learned noise on the first split of a UCI set. On each test row the network's
-output has a mean and a standard deviation over the draws; the table has the distance of the means in standard deviations
-of NUTS, and the ratio of the standard deviations, as medians over the rows. Gradients are counted in passes over the
-data, leapfrog steps for NUTS. The draws of NUTS on the test rows are kept in out/, and taken from there next time.
+output has a mean and a standard deviation over the draws; the table has the distance of the means in standard
+deviations of NUTS, and the ratio of the standard deviations, as medians over the rows. Gradients are counted in passes
+over the data, leapfrog steps for NUTS. The draws of NUTS on the test rows are kept in out/, and read there next time.
 """
 
 import argparse
@@ -84,9 +84,7 @@ def contestants() -> dict[str, tuple[Any, int]]:
     for batch in (rows, 128):
         for step_size, friction in ((3e-3, 10.0), (1e-3, 10.0), (1e-3, 100.0), (3e-4, 100.0)):
             steps = max(int(options.passes * rows / batch / DRAWS), 1)
-            kernel = SGHMC(
-                model, step_size=step_size, friction=friction, batch_size=batch, steps_per_draw=steps
-            )
+            kernel = SGHMC(model, step_size=step_size, friction=friction, batch_size=batch, steps_per_draw=steps)
             found[f"SGHMC, B = {batch}, h = {step_size:g}, C = {friction:g}"] = kernel, batch
     for batch in (rows, 128):
         steps = max(int(options.passes * rows / batch / DRAWS), 1)
@@ -100,7 +98,9 @@ def row(name: str, functions: np.ndarray, passes: float, seconds: float, tempera
     distance, ratio = np.median(np.abs(mean - truth[0]) / truth[1]), np.median(sd / truth[1])
     spread = np.median(np.abs(sd / truth[1] - 1))
     r_hat = float(function_diagnostics(functions)["r_hat"].quantile(0.95))
-    numbers = f"{distance:.3f} | {ratio:.3f} | {spread:.3f} | {temperature} | {r_hat:.3f} | {passes:.3g} | {seconds:.0f}"
+    numbers = (
+        f"{distance:.3f} | {ratio:.3f} | {spread:.3f} | {temperature} | {r_hat:.3f} | {passes:.3g} | {seconds:.0f}"
+    )
     print(f"| {name} | {numbers} |", flush=True)
 
 
@@ -109,8 +109,18 @@ x, y, x_test = task(options.data / "uci" / options.dataset)
 model = mlp_regression((50,), activation=options.activation)
 reference = nuts()
 truth = reference["functions"].mean((0, 1)), reference["functions"].std((0, 1))
-print("| kernel | mean, in sd | sd, ratio | sd, off by | T kinetic, configurational | R-hat, 95% | passes a chain | seconds |")
-print("| --- " * 8 + "|")
+COLUMNS = (
+    "kernel",
+    "mean, in sd",
+    "sd, ratio",
+    "sd, off by",
+    "T kin., conf.",
+    "R-hat, 95%",
+    "passes a chain",
+    "seconds",
+)
+print("| " + " | ".join(COLUMNS) + " |")
+print("| --- " * len(COLUMNS) + "|")
 row("NUTS", reference["functions"], float(reference["passes"]), float(reference["seconds"]), "-")
 for half in (0, 1):
     part = np.array_split(reference["functions"], 2, axis=0)[half]
@@ -119,6 +129,10 @@ for name, (kernel, batch) in contestants().items():
     if options.only and not name.startswith(tuple(options.only)):
         continue
     functions, mcmc, seconds = run(kernel, "vectorized", DRAWS // 5, DRAWS, 1)
-    statistics = {n: float(np.mean(v)) for n, v in mcmc.get_extra_fields().items() if n.endswith("temperature") and v.ndim == 1}
-    temperature = ", ".join(f"{statistics.get(f'{kind}_temperature', np.nan):.3f}" for kind in ("kinetic", "configurational"))
+    statistics = {
+        n: float(np.mean(v)) for n, v in mcmc.get_extra_fields().items() if n.endswith("temperature") and v.ndim == 1
+    }
+    temperature = ", ".join(
+        f"{statistics.get(f'{kind}_temperature', np.nan):.3f}" for kind in ("kinetic", "configurational")
+    )
     row(name, functions, kernel.settings.steps_per_draw * DRAWS * batch / len(x), seconds, temperature)

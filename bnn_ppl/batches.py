@@ -12,13 +12,13 @@ import numpy as np
 
 from bnn_ppl.layout import Plate
 from bnn_ppl.namespaces import namespace
-from bnn_ppl.settings import SGLDSettings
+from bnn_ppl.settings import KernelSettings
 
 Array = Any
 _END = object()
 
 
-def check_iterable(minibatches: Any, potential_fn: Any, settings: SGLDSettings) -> None:
+def check_iterable(minibatches: Any, potential_fn: Any, settings: KernelSettings) -> None:
     """Raise a ValueError for an argument `minibatches` that is no iterable, or beside others that it excludes."""
     if minibatches is None:
         return
@@ -32,7 +32,8 @@ def check_iterable(minibatches: Any, potential_fn: Any, settings: SGLDSettings) 
             f"minibatches is one array of shape {tuple(minibatches.shape)}: pass it to MCMC.run, and let a plate with "
             "subsample_size= take the minibatches"
         )
-    for name, given in (("potential_fn", potential_fn), ("batch_size", settings.batch_size)):
+    others = {"potential_fn": potential_fn, "batch_size": settings.batch_size}
+    for name, given in (others | {"control_variate": settings.control_variate}).items():
         if given is not None:
             raise ValueError(f"minibatches and {name}={given!r} exclude each other: leave one of the two out")
     if settings.subsampling != "epoch":

@@ -11,7 +11,7 @@ import json
 import numbers
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib import import_module
 from typing import Any
 
@@ -20,7 +20,7 @@ import xarray as xr
 
 from bnn_ppl.labels import Arrays, Labels, data_plates, plain
 from bnn_ppl.layout import Plate
-from bnn_ppl.settings import check_count
+from bnn_ppl.schedules import Cyclical, check_count
 
 _SAMPLE_DIMS = ("chain", "draw")
 
@@ -86,7 +86,8 @@ def to_arviz(
     Warns
     -----
     UserWarning
-        If draws diverged, which NumPyro cannot tell while it samples.
+        If draws diverged, which NumPyro cannot tell while it samples, or where draws do not fill the last cycle of
+        `bnn_ppl.schedules.Cyclical`.
 
     Notes
     -----
@@ -140,6 +141,7 @@ def to_arviz(
         values = plan.gather(observed, side.evaluator(results, "posterior_predictive", observed, seed), None)
         groups["posterior_predictive"] = labels.dataset(values, _SAMPLE_DIMS, plan.rows)
 
+    _warn_unfilled_cycle(results)
     _warn_diverging(results)
     groups = {name: group for name, group in groups.items() if group.data_vars}
     for group in groups.values():
@@ -289,9 +291,26 @@ def _attributes(settings: Mapping[str, Any]) -> dict[str, Any]:
     def keepable(value: Any) -> Any:
         if isinstance(value, numbers.Real | str) and not isinstance(value, bool):
             return value
-        return json.dumps(value, default=lambda x: getattr(x, "__name__", type(x).__name__))
+        return json.dumps(value, default=_in_words)
 
     return {name: keepable(value) for name, value in settings.items() if value is not None}
+
+
+def _in_words(value: Any) -> str:
+    return repr(value) if is_dataclass(value) else getattr(value, "__name__", type(value).__name__)
+
+
+def _warn_unfilled_cycle(results: Any) -> None:
+    cycle = results.settings.get("step_size")
+    if isinstance(cycle, Cyclical):
+        taken = results.settings["num_warmup"] + results.settings["thinning"] * results.shape[1]
+        if taken % cycle.draws_per_cycle:
+            warnings.warn(
+                f"the last cycle has {taken % cycle.draws_per_cycle} of its {cycle.draws_per_cycle} draws, so that "
+                "cycles do not count alike: choose numbers of warm-up draws and of samples that fill cycles",
+                UserWarning,
+                stacklevel=3,
+            )
 
 
 def _warn_diverging(results: Any) -> None:

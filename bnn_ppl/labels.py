@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from bnn_ppl.statistics import MOMENTUM, POSITION
+
 Arrays = dict[str, np.ndarray]
-BY_SITE = ("site_kinetic_temperature", "site_configurational_temperature")
+BY_SITE = tuple(name for name in (*POSITION, *MOMENTUM) if name.startswith("site_"))
 
 
 def plain(name: str) -> str:

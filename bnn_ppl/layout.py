@@ -6,8 +6,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bnn_ppl.settings import KernelSettings
 
-def check_target(model: Any, potential_fn: Any, batch_size: Any) -> None:
+
+def check_target(model: Any, potential_fn: Any, settings: KernelSettings) -> None:
     """Raise a ValueError unless exactly one of `model` and `potential_fn` is a callable, and only a model has rows."""
     if (model is None) == (potential_fn is None):
         given = "neither" if model is None else "both"
@@ -18,8 +20,17 @@ def check_target(model: Any, potential_fn: Any, batch_size: Any) -> None:
     name, value = ("model", model) if potential_fn is None else ("potential_fn", potential_fn)
     if not callable(value):
         raise ValueError(f"{name} must be callable, got {value!r}")
-    if potential_fn is not None and batch_size is not None:
-        raise ValueError(f"batch_size={batch_size!r} needs a model with a data plate; potential_fn has no rows")
+    if model is None and settings.batch_size is not None:
+        raise ValueError(
+            f"batch_size={settings.batch_size!r} needs a model with a data plate; potential_fn has no rows"
+        )
+    if model is None and settings.control_variate is not None:
+        raise ValueError("control_variate needs a model with a data plate; potential_fn has no rows")
+    if model is None and settings.likelihood_temperature != 1:
+        raise ValueError(
+            f"likelihood_temperature={settings.likelihood_temperature!r} needs a model, which tells the likelihood "
+            "from the prior: divide the likelihood inside potential_fn"
+        )
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,31 @@ def resolve_batch_size(plates: Mapping[str, Plate], batch_size: int | Mapping[st
         if rows > plate.size:
             raise ValueError(f"batch_size={rows} is larger than plate {name!r} of {plate.size} rows")
     return {name: int(rows) for name, rows in batch_size.items()}
+
+
+def only_plate(subsampled: Mapping[str, Plate]) -> Plate:
+    """The plate of which minibatches take a part, for control variates.
+
+    Raises
+    ------
+    ValueError
+        Unless there is exactly one.
+    """
+    if len(subsampled) != 1:
+        raise ValueError(
+            "control_variate needs exactly one plate of which minibatches take a part, and found "
+            f"{sorted(subsampled)}: leave control_variate out, or subsample one plate"
+        )
+    return next(iter(subsampled.values()))
+
+
+def check_centre(centre: Any, given: Mapping[str, tuple[int, ...]], needed: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise a ValueError unless a centre has a value of the right shape for each latent site, unconstrained."""
+    if given != needed:
+        raise ValueError(
+            f"control_variate={sorted(centre)} gives sites of the unconstrained shapes {given}, and the model has "
+            f"{needed}: give one value for each latent site, in the user's coordinates, such as an optimiser's result"
+        )
 
 
 def check_observation(name: str, value: tuple[int, ...], batch: tuple[int, ...], event_dim: int) -> None:

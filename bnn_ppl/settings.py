@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bnn_ppl import updates
-from bnn_ppl.schedules import Schedule, check_values, trial_steps, value_at
+import numpy as np
 
+from bnn_ppl import updates
+from bnn_ppl.schedules import Cyclical, Schedule, check_count, check_values, scrambled, trial_steps, value_at
+
+_LARGEST = 2**32 - 1
 SUBSAMPLING = ("epoch", "without_replacement", "with_replacement")
 
 
@@ -32,18 +35,15 @@ INTEGRATORS = {
 
 BySite = float | Mapping[str, float]
 
+ADAPTED_MASSES = {"adapt": 0.99, "adapt_coordinates": 0.999}  # decay of the average of squared gradients
+NEVER = 2**31 - 1  # a gradient step that no chain comes to
+
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Raise a ValueError that lists the choices unless `value` is one of them."""
     choices = tuple(choices)
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raise a ValueError unless `value` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
 def _values(by_site: BySite) -> dict[Any, float]:
@@ -80,7 +80,7 @@ def _check_sites(name: str, by_site: BySite, sites: Iterable[str] | None) -> Non
 
 
 @dataclass(frozen=True)
-class SGLDSettings:
+class KernelSettings:
     """Arguments that every kernel has; see the kernels for their meaning."""
 
     step_size: float | Schedule
@@ -90,12 +90,24 @@ class SGLDSettings:
     subsampling: str = "epoch"
     batch_size: int | Mapping[str, int] | None = None
     noise: str = "normal"
+    likelihood_temperature: float = 1.0
+    control_variate: str | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if not (self.control_variate in (None, "svrg") or isinstance(self.control_variate, Mapping)):
+            raise ValueError(
+                f"control_variate must be None, 'svrg' or a dict of values by site, got {self.control_variate!r}"
+            )
+        _check_number("likelihood_temperature", self.likelihood_temperature, positive=True)
         check_values("step_size", self.step_size, (), positive=True)
         check_values("temperature", self.temperature, (), positive=False)
         _check_by_site("gradient_noise_variance", self.gradient_noise_variance, positive=False)
         check_count("steps_per_draw", self.steps_per_draw)
+        if self.cyclical and self.steps_per_draw != 1:
+            raise ValueError(
+                f"steps_per_draw={self.steps_per_draw} together with step_size={self.step_size!r}, which says where "
+                "draws fall: leave steps_per_draw out, and choose cycle_length and draws_per_cycle"
+            )
         check_choice("subsampling", self.subsampling, SUBSAMPLING)
         if isinstance(self.batch_size, Mapping):
             for plate, rows in self.batch_size.items():
@@ -103,6 +115,23 @@ class SGLDSettings:
         elif self.batch_size is not None:
             check_count("batch_size", self.batch_size)
         self.check_numbers([0] if not self.varies() else [])
+
+    @property
+    def cyclical(self) -> Cyclical | None:
+        """The step size where it also says where draws fall."""
+        return self.step_size if isinstance(self.step_size, Cyclical) else None
+
+    def temperature_at(self, step: Any) -> Any:
+        """Temperature at a gradient step, that of the exploration in cycles included."""
+        temperature = value_at(self.temperature, step)
+        return self.cyclical.temperature(step, temperature) if self.cyclical else temperature
+
+    def gradient_steps(self, num_draws: int) -> int:
+        """Gradient steps of the first draws."""
+        if not self.cyclical:
+            return num_draws * self.steps_per_draw
+        cycles, draws = divmod(num_draws, self.cyclical.draws_per_cycle)
+        return cycles * self.cyclical.cycle_length + (self.cyclical.draw_ends[draws - 1] if draws else 0)
 
     def varies(self) -> bool:
         """Whether what `check_numbers` checks changes over the steps."""
@@ -112,9 +141,26 @@ class SGLDSettings:
         """Check the dicts by site against the latent sites; None where positions have no site names."""
         _check_sites("gradient_noise_variance", self.gradient_noise_variance, sites)
 
+    def frozen(self) -> tuple[str, str] | None:
+        """The argument by which something is estimated in the warm-up alone, and what to set instead; or None."""
+        return None
+
+    def adapts_until(self, num_draws: int) -> int:
+        """Gradient step at which a kernel that adapts stops, for a warm-up of so many draws."""
+        return self.gradient_steps(num_draws) if self.frozen() else NEVER
+
+    def check_warmup(self, num_draws: int) -> None:
+        """Check that a warm-up of so many draws serves the kernels that need one."""
+        if num_draws == 0 and (frozen := self.frozen()) is not None:
+            raise ValueError(
+                f"{frozen[0]} adapts during the warm-up, and there is none: give MCMC num_warmup (NumPyro, which in "
+                "another process wants that of the first run to go on from a state) or warmup_steps (Pyro), or set "
+                f"{frozen[1]}"
+            )
+
     def check_schedules(self, num_draws: int) -> None:
         """Try the callables on a grid of the gradient steps of `num_draws` draws."""
-        steps = trial_steps(num_draws * self.steps_per_draw)
+        steps = trial_steps(self.gradient_steps(num_draws))
         check_values("step_size", self.step_size, steps, positive=True)
         check_values("temperature", self.temperature, steps, positive=False)
         if self.varies():
@@ -124,7 +170,7 @@ class SGLDSettings:
         """Check what depends on several arguments, at some gradient steps."""
         for step in steps:
             step_size = float(value_at(self.step_size, step))
-            temperature = float(value_at(self.temperature, step))
+            temperature = float(self.temperature_at(step))
             for site, noise in _values(self.gradient_noise_variance).items():
                 if noise > 0 and updates.sgld_noise_variance(step_size, temperature, noise) < 0:
                     self._raise_compensation(step, site, noise, 2 * temperature / max(step_size, 1e-300))
@@ -139,21 +185,75 @@ class SGLDSettings:
 
 
 @dataclass(frozen=True)
-class SGHMCSettings(SGLDSettings):
+class SGLDSettings(KernelSettings):
+    """Arguments of SGLD; see the kernels for their meaning."""
+
+    integrator: str = "euler"
+
+    def __post_init__(self) -> None:
+        check_choice("integrator", self.integrator, ("euler", "lm"))
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class SGNHTSettings(KernelSettings):
+    """Arguments of SGNHT; see the kernels for their meaning."""
+
+    friction: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_number("friction", self.friction, positive=True)
+        super().__post_init__()
+        if not callable(self.temperature) and self.temperature == 0:
+            raise ValueError("temperature must be above 0 for SGNHT, whose thermostat holds it, got 0: use SGHMC")
+
+
+@dataclass(frozen=True)
+class PSGLDSettings(KernelSettings):
+    """Arguments of PSGLD; see the kernels for their meaning."""
+
+    decay: float = 0.99
+    damping: float = 1.0
+    freeze: bool = True
+
+    def __post_init__(self) -> None:
+        _check_number("damping", self.damping, positive=True)
+        _check_number("decay", self.decay, positive=False)
+        if self.decay >= 1:
+            raise ValueError(f"decay must be in [0, 1), the share of the average that a step keeps, got {self.decay!r}")
+        if not isinstance(self.freeze, bool):
+            raise ValueError(f"freeze must be True or False, got {self.freeze!r}")
+        super().__post_init__()
+
+    def frozen(self) -> tuple[str, str] | None:
+        """The argument by which something is estimated in the warm-up alone, and what to set instead; or None."""
+        return ("freeze=True", "freeze=False") if self.freeze else None
+
+
+@dataclass(frozen=True)
+class SGHMCSettings(KernelSettings):
     """Arguments of SGHMC; see the kernels for their meaning."""
 
     friction: float = 1.0
-    mass: BySite = 1.0
+    mass: BySite | str = 1.0
     resample_every: int | None = None
     resample_scale: float | Schedule | None = None
+    resample_jitter: bool = False
     integrator: str = "baoab"
 
     def __post_init__(self) -> None:
         check_choice("integrator", self.integrator, INTEGRATORS)
         _check_number("friction", self.friction, positive=True)
-        _check_by_site("mass", self.mass, positive=True)
+        if isinstance(self.mass, str):
+            self._check_adapted()
+        else:
+            _check_by_site("mass", self.mass, positive=True)
         if self.resample_every is not None:
             check_count("resample_every", self.resample_every)
+        if not isinstance(self.resample_jitter, bool):
+            raise ValueError(f"resample_jitter must be True or False, got {self.resample_jitter!r}")
+        if self.resample_jitter and self.resample_every is None:
+            raise ValueError("resample_jitter=True has no effect without resample_every, the mean period: set that")
         if self.resample_scale is not None:
             if self.resample_every is None:
                 raise ValueError(
@@ -171,6 +271,36 @@ class SGHMCSettings(SGLDSettings):
                 stacklevel=4,
             )
 
+    def _check_adapted(self) -> None:
+        if self.mass not in ADAPTED_MASSES:
+            names = " or ".join(map(repr, ADAPTED_MASSES))
+            raise ValueError(f"mass must be a number, a dict by site name, {names}, got {self.mass!r}")
+        if any(_values(self.gradient_noise_variance).values()):
+            raise ValueError(
+                f"gradient_noise_variance={self.gradient_noise_variance!r} together with mass={self.mass!r}, under "
+                "which nobody knows how much can be subtracted: give masses, or leave gradient_noise_variance out"
+            )
+
+    @property
+    def given_mass(self) -> BySite:
+        """The masses, 1 where they are estimated: `friction` is then per unit of mass."""
+        return 1.0 if isinstance(self.mass, str) else self.mass
+
+    def frozen(self) -> tuple[str, str] | None:
+        """The argument by which something is estimated in the warm-up alone, and what to set instead; or None."""
+        return (f"mass={self.mass!r}", "mass to a number") if isinstance(self.mass, str) else None
+
+    def refresh_is_due(self, step: Any) -> Any:
+        """Whether the momentum is redrawn before a gradient step."""
+        assert self.resample_every is not None
+        if not self.resample_jitter:
+            return step % self.resample_every == 0
+        return scrambled(step) <= np.uint32(_LARGEST // self.resample_every)
+
+    def resample_scale_at(self, step: Any) -> Any:
+        """Variance of a redrawn momentum over the mass, at a gradient step."""
+        return self.temperature_at(step) if self.resample_scale is None else value_at(self.resample_scale, step)
+
     def changes_target(self) -> bool:
         """Whether the momentum refresh is known to act at another temperature than the rest of the step."""
         scale = self.resample_scale
@@ -181,23 +311,23 @@ class SGHMCSettings(SGLDSettings):
     def check_sites(self, sites: Iterable[str] | None) -> None:
         """Check the dicts by site against the latent sites; None where positions have no site names."""
         super().check_sites(sites)
-        _check_sites("mass", self.mass, sites)
+        _check_sites("mass", self.given_mass, sites)
 
     def check_schedules(self, num_draws: int) -> None:
         """Try the callables on a grid of the gradient steps of `num_draws` draws."""
         super().check_schedules(num_draws)
         if self.resample_scale is not None:
-            steps = trial_steps(num_draws * self.steps_per_draw)
+            steps = trial_steps(self.gradient_steps(num_draws))
             check_values("resample_scale", self.resample_scale, steps, positive=False)
 
     def check_numbers(self, steps: Iterable[int]) -> None:
         """Check what depends on several arguments, at some gradient steps."""
         variance = INTEGRATORS[self.integrator].noise_variance
-        masses, noises = _values(self.mass), _values(self.gradient_noise_variance)
+        masses, noises = _values(self.given_mass), _values(self.gradient_noise_variance)
         sites = {*masses, *noises} - ({None} if len({*masses, *noises}) > 1 else set())
         for step in steps:
             step_size = float(value_at(self.step_size, step))
-            temperature = float(value_at(self.temperature, step))
+            temperature = float(self.temperature_at(step))
             for site in sites:
                 mass = masses.get(site, masses.get(None))
                 noise = noises.get(site, noises.get(None))
@@ -218,12 +348,13 @@ class SGHMCSettings(SGLDSettings):
 
 
 def learning_rate_arguments(
-    learning_rate: float, momentum: float, num_data: int, mass: float, integrator: str
+    learning_rate: float, momentum: float, num_data: int, mass: float | str, integrator: str
 ) -> dict[str, Any]:
     """Step size and friction at which SGHMC with T = 0 is SGD with this learning rate and momentum.
 
     For ``"baoab"``, c = momentum, h = sqrt(2 l M / (N (1 + c))) and C = -M ln c / h; for ``"symplectic_euler"``,
-    a = 1 - momentum, h = sqrt(l M / N) and C = a M / h. The learning rate l is that of the mean loss U / N.
+    a = 1 - momentum, h = sqrt(l M / N) and C = a M / h. The learning rate l is that of the mean loss U / N. Masses that
+    are adapted count as 1, since `friction` is then per unit of mass: l is divided by the mass of a coordinate.
 
     Raises
     ------
@@ -231,33 +362,36 @@ def learning_rate_arguments(
         If an argument is out of range.
     """
     check_choice("integrator", integrator, INTEGRATORS)
-    for name, value in (("learning_rate", learning_rate), ("mass", mass), ("momentum", momentum)):
+    m: Any = 1.0 if mass in tuple(ADAPTED_MASSES) else mass
+    for name, value in (("learning_rate", learning_rate), ("mass", m), ("momentum", momentum)):
         if not isinstance(value, numbers.Real):
             raise ValueError(
                 f"{name} must be a number here, got {value!r}: for schedules and for values by site, give step_size, "
                 "friction and mass to SGHMC itself"
             )
     check_values("learning_rate", learning_rate, (), positive=True)
-    check_values("mass", mass, (), positive=True)
+    check_values("mass", m, (), positive=True)
     check_count("num_data", num_data)
     low_ok = momentum > 0 if integrator == "baoab" else momentum >= 0
     if not (low_ok and momentum < 1):
         interval = "(0, 1)" if integrator == "baoab" else "[0, 1)"
         raise ValueError(f"momentum must be in {interval} for integrator={integrator!r}, got {momentum!r}")
     if integrator == "baoab":
-        step_size = math.sqrt(2.0 * learning_rate * mass / (num_data * (1.0 + momentum)))
-        return {"step_size": step_size, "friction": -mass * math.log(momentum) / step_size}
-    step_size = math.sqrt(learning_rate * mass / num_data)
-    return {"step_size": step_size, "friction": (1.0 - momentum) * mass / step_size}
+        step_size = math.sqrt(2.0 * learning_rate * m / (num_data * (1.0 + momentum)))
+        return {"step_size": step_size, "friction": -m * math.log(momentum) / step_size}
+    step_size = math.sqrt(learning_rate * m / num_data)
+    return {"step_size": step_size, "friction": (1.0 - momentum) * m / step_size}
 
 
 def norm_adjusting_arguments(
-    boost: float, adjust: float, momentum_scale: float, mass: BySite, friction: float
+    boost: float, adjust: float, momentum_scale: float, mass: BySite | str, friction: float
 ) -> dict[str, Any]:
     """Mass, friction and resample_scale of the norm-adjusting notes: alpha M, gamma C and beta / alpha."""
     for name, value in (("boost", boost), ("adjust", adjust)):
         check_values(name, value, (), positive=True)
     check_values("momentum_scale", momentum_scale, (), positive=False)
+    if isinstance(mass, str):
+        raise ValueError(f"mass must be a number or a dict by site name here, for boost multiplies it, got {mass!r}")
     _check_by_site("mass", mass, positive=True)
     check_values("friction", friction, (), positive=True)
     boosted = {site: boost * m for site, m in mass.items()} if isinstance(mass, Mapping) else boost * mass

@@ -43,7 +43,9 @@ def load_images(folder: Path | None, name: str) -> Images:
 
 
 def _scaled(x_train, y_train, x_test, y_test, largest=255):
-    x_train, x_test = (x.reshape(*x.shape[:3], -1).astype(np.float32) / largest for x in (x_train, x_test))
+    x_train, x_test = (
+        x.astype(np.float32).reshape(*x.shape[:3], *x.shape[3:] or (1,)) / largest for x in (x_train, x_test)
+    )
     return Images(x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64))
 
 

@@ -35,7 +35,7 @@ def moment_scores(name: Any, theta, r, covariance, mean=(0.0, 0.0), z=laws.z_ove
 def law(scheme: str, k, arguments: Mapping[str, Any], site: str | None = None, **changes) -> laws.Map:
     """The oracle's step at the arguments of a kernel."""
     numbers = {"T": arguments.get("temperature", 1.0)}
-    if scheme != "sgld":
+    if scheme in laws.UNDERDAMPED:
         mass = arguments.get("mass", 1.0)
         numbers |= {"C": arguments["friction"], "M": mass[site] if isinstance(mass, Mapping) else mass}
     return laws.SCHEMES[scheme](arguments["step_size"], k, **(numbers | changes))
@@ -48,6 +48,7 @@ UNITS = 600
 STATIONARY_DRAWS = 150
 STATIONARY = {
     "sgld": {"step_size": 0.15},
+    "lm": {"step_size": 0.15},
     "baoab": {"step_size": 0.3, "friction": 1.0, "mass": MASS},
     "symplectic_euler": {"step_size": 0.3, "friction": 1.0, "mass": MASS},
 }
@@ -85,12 +86,16 @@ def assert_statistics(statistics, theta, r, arguments) -> None:
         "gradient_norm": np.sqrt(sum(((precision * x) ** 2).sum(1) for x in theta.values())),
     }
     sites = sorted(theta)
+    expected["site_position_norm_sq"] = np.stack([(theta[s] ** 2).sum(1) for s in sites], 1)
     expected["site_configurational_temperature"] = np.stack([(precision * theta[s] ** 2).mean(1) for s in sites], 1)
     if r:
         expected["site_kinetic_temperature"] = np.stack([(r[s] ** 2).mean(1) / MASS[s] for s in sites], 1)
         expected["kinetic_temperature"] = sum((r[site] ** 2).sum(1) / MASS[site] for site in r) / size
         expected["momentum_norm_sq"] = sum((p**2).sum(1) for p in r.values())
-        expected["position_momentum"] = sum((theta[site] * r[site]).sum(1) for site in r)
+        for name, factor in (("position_momentum", 1.0), ("momentum_gradient", precision)):
+            by_site = np.stack([(factor * theta[site] * r[site]).sum(1) for site in sites], 1)
+            expected |= {name: by_site.sum(1), f"site_{name}": by_site}
+        expected["site_momentum_norm_sq"] = np.stack([(r[site] ** 2).sum(1) for site in sites], 1)
     for name, value in expected.items():
         np.testing.assert_allclose(statistics[name], np.broadcast_to(value, statistics[name].shape), rtol=1e-9)
     assert not np.any(statistics["diverging"])
@@ -101,7 +106,7 @@ def temperature_scores(statistics, scheme, arguments) -> dict:
     covariances = {(site, k): laws.stationary(law(scheme, k, arguments, site)) for site in MASS for k in CURVATURES}
     groups = len(covariances)
     expected = {"configurational_temperature": sum(k * S[0, 0] for (_, k), S in covariances.items()) / groups}
-    if scheme != "sgld":
+    if scheme in laws.UNDERDAMPED:
         expected["kinetic_temperature"] = sum(S[1, 1] / MASS[site] for (site, _), S in covariances.items()) / groups
         expected["position_momentum"] = sum(S[0, 1] for S in covariances.values()) * UNITS
     # Draws are correlated: blocks of 15 draws, 150 steps, are not.
@@ -113,16 +118,19 @@ def temperature_scores(statistics, scheme, arguments) -> dict:
 TRANSITION_UNITS = 20_000
 TRANSITION_CURVATURE = {"heavy": 0.7, "light": 2.0}
 START = 1.5
+REFRESHED = {"refresh": (0, 3), "jitter": (0, 1, 3, 5)}  # gradient steps that begin with a new momentum
 DRAWS, STEPS_PER_DRAW = 3, 2
 
 
 def transition_arguments(case: str, scheme: str, divide=lambda step: 1 / (1 + step)) -> dict[str, Any]:
     """Arguments of a kernel: constant ones, with a refresh, or schedules of the step."""
     arguments: dict[str, Any] = {"step_size": 0.4, "temperature": 0.3}
-    if scheme != "sgld":
+    if scheme in laws.UNDERDAMPED:
         arguments |= {"friction": 0.8, "mass": MASS}
     if case == "refresh":
         arguments |= {"resample_every": 3, "resample_scale": 0.6}
+    if case == "jitter":
+        arguments |= {"resample_every": 2, "resample_scale": 0.6, "resample_jitter": True}
     if case == "schedule":
         arguments |= {"step_size": lambda step: 0.2 + 0.3 * divide(step), "temperature": divide}
     return arguments
@@ -130,7 +138,7 @@ def transition_arguments(case: str, scheme: str, divide=lambda step: 1 / (1 + st
 
 TRANSITIONS = [
     *(("constant", scheme) for scheme in laws.SCHEMES),
-    *(("refresh", scheme) for scheme in laws.UNDERDAMPED),
+    *((case, scheme) for scheme in laws.UNDERDAMPED for case in REFRESHED),
     *(("schedule", scheme) for scheme in laws.SCHEMES),
 ]
 
@@ -143,13 +151,13 @@ def transition_scores(case: str, scheme: str, theta, r) -> dict:
         steps = []
         for step in range(DRAWS * STEPS_PER_DRAW):
             now = {n: v(step) if n in ("step_size", "temperature") and callable(v) else v for n, v in arguments.items()}
-            if case == "refresh" and step % 3 == 0:
+            if step in REFRESHED.get(case, ()):
                 redraw = laws.refresh(0.6, MASS[site])
                 steps.append(laws.then(redraw, law(scheme, k, now, site, kick=0.5)))
             else:
                 steps.append(law(scheme, k, now, site))
         first = arguments["temperature"](0) if case == "schedule" else arguments["temperature"]
-        start = np.diag([0.0, 0.0 if scheme == "sgld" else first * MASS[site]])
+        start = np.diag([0.0, {"sgld": 0.0, "lm": 1.0}.get(scheme, first * MASS[site])])
         moments = laws.transition(steps, [START, 0.0], start)
         for draw in range(DRAWS):
             mean, covariance = moments[(draw + 1) * STEPS_PER_DRAW - 1]
@@ -171,16 +179,18 @@ FINITE = (ROWS - BATCH) / (ROWS - 1)
 OFFSET_CURVATURE = 2.0
 GRADIENT_NOISE = {
     "sgld": {"step_size": 0.1},
+    "lm": {"step_size": 0.1},
     "baoab": {"step_size": 0.3, "friction": 1.0, "mass": {"a": 1.0, "b": 2.0}},
     "symplectic_euler": {"step_size": 0.3, "friction": 1.0, "mass": {"a": 1.0, "b": 2.0}},
 }
 GRADIENT_NOISES = [
     *itertools.product(("sgld", "baoab"), SUBSAMPLING),
     ("symplectic_euler", "epoch"),
+    ("lm", "without_replacement"),
 ]
 V = {"a": 20.0, "b": 8.0}
 NOISE_DRAWS = 150
-COLD_V = {"sgld": {"a": 1.0, "b": 1.0}, "baoab": {"a": 0.4, "b": 0.2}, "symplectic_euler": {"a": 0.4, "b": 0.2}}
+COLD_V = {n: {"a": 1.0, "b": 1.0} if n in laws.OVERDAMPED else {"a": 0.4, "b": 0.2} for n in laws.SCHEMES}
 
 
 def offset_data(variance: Mapping[str, float]) -> dict[str, np.ndarray]:
@@ -233,6 +243,29 @@ NORM_ADJUSTING = {
 NORM_ADJUSTING_VALUES = {"baoab": 0.216946, "symplectic_euler": 0.230214}  # 2 Var theta, U = theta^2
 
 
+# ---- advice on step sizes: a Gaussian of curvatures 4 (site a, 3 coordinates) and 100 (site b, 2), tolerance 0.1
+
+
+def step_sizes(SGLD, SGHMC, SGNHT) -> list[tuple]:
+    """Kernel of a model, largest curvature over mass, and the limits of stability and of bias."""
+    share = 0.1 / 1.1
+    underdamped = {"step_size": 0.01, "friction": 2.0}
+    half, rate = share * 2.0 / 1.9, 2.0 / 1.9  # the mean mass is (3 * 0.5 + 2 * 4) / 5 = 1.9
+    euler = [((part**2 + 4 * s * 25) ** 0.5 - part) / 25 for s, part in ((1.0, rate), (share, half))]
+    return [
+        (lambda model: SGLD(model, step_size=0.01), 100, 0.02, 2 * share / 100),
+        (lambda model: SGLD(model, step_size=0.01, integrator="lm"), 100, 0.02, 0.005),
+        (lambda model: SGHMC(model, **underdamped), 100, 0.2, 0.005**0.5),
+        (lambda model: SGHMC(model, mass={"a": 0.5, "b": 4.0}, **underdamped), 25, 0.4, 0.02**0.5),
+        (
+            lambda model: SGHMC(model, mass={"a": 0.5, "b": 4.0}, integrator="symplectic_euler", **underdamped),
+            25,
+            *euler,
+        ),
+        (lambda model: SGNHT(model, **underdamped), 100, 0.2, 0.005**0.5),
+    ]
+
+
 # ---- conjugate linear regression with minibatches
 
 REGRESSION_NOISE = 0.6
@@ -241,6 +274,7 @@ REGRESSION_Y = np.array([-0.9, 0.3, -0.2, 0.8, 0.4, 1.7])
 REGRESSION_BATCH = 3
 REGRESSION = {
     "sgld": {"step_size": 0.01},
+    "lm": {"step_size": 0.01},
     "baoab": {"step_size": 0.05, "friction": 6.0},
     "symplectic_euler": {"step_size": 0.05, "friction": 6.0},
 }

@@ -81,8 +81,39 @@ def symplectic_euler(
     return Map(drift @ new_r, drift @ error, drift @ _in_r(d, injected) @ drift.T)
 
 
+def lm(h: float, k, *, T: float = 1.0, V: float = 0.0) -> Map:
+    """theta' = theta - h g + s (xi + xi') / 2, s^2 = 2 h T - h^2 V, where r is the noise xi of the step before."""
+    K = np.atleast_2d(k).astype(float)
+    unit, zero = np.eye(len(K)), np.zeros_like(K)
+    half = 0.5 * (2 * h * T - h**2 * V) ** 0.5
+    A = np.block([[unit - h * K, half * unit], [zero, zero]])
+    new = np.vstack([half * unit, unit])
+    return Map(A, np.vstack([-h * unit, zero]), new @ new.T)
+
+
+def sgnht(h: float, k, x: float, *, C: float, T: float) -> Map:
+    """BAOAB of unit mass whose momentum decays with the thermostat x and gets the noise of the friction C."""
+    decay = np.exp(-h * x)
+    injected = C * T / x * (1 - decay**2)
+    plain = baoab(h, k, C=x, T=1.0)
+    return plain._replace(Q=plain.Q * injected / (1 - decay**2))
+
+
+def thermostat(h: float, k: float, V: float = 0.0, *, C: float, T: float) -> float:
+    """SGNHT's thermostat in many dimensions: the one at which momenta before and after O have mean square T."""
+    low, high = 1e-3, 1e3
+    while high - low > 1e-12 * high:
+        x = (low * high) ** 0.5
+        S = stationary(sgnht(h, k, x, C=C, T=T), V)
+        kicked = np.array([-h * k, 1.0])
+        before = kicked @ S @ kicked + h**2 * V
+        low, high = (x, high) if before + S[1, 1] > 2 * T else (low, x)
+    return x
+
+
 UNDERDAMPED = {"baoab": baoab, "symplectic_euler": symplectic_euler}
-SCHEMES = {"sgld": sgld, **UNDERDAMPED}
+OVERDAMPED = {"sgld": sgld, "lm": lm}
+SCHEMES = OVERDAMPED | UNDERDAMPED
 
 
 def refresh(scale: float, M: float = 1.0, d: int = 1) -> Map:

@@ -24,8 +24,8 @@ class Tables:
 
     def __init__(self):
         rng = np.random.default_rng(3)
-        self._normals = iter(rng.standard_normal((3 * STEPS, SIZE)))
-        self._indices = iter([rng.choice(ROWS, BATCH, replace=False) for _ in range(2 * STEPS)])
+        self._normals = iter(rng.standard_normal((4 * STEPS, SIZE)))
+        self._indices = iter([rng.choice(ROWS, BATCH, replace=False) for _ in range(3 * STEPS)])
 
     def normal(self, offset=0):
         """The next row, or the rest of the current one."""
@@ -68,8 +68,8 @@ def make_kernel(package, name, model, arguments):
     return getattr(package, name)(model, steps_per_draw=STEPS, **arguments)
 
 
-def numpyro_draw(name, arguments, tables, monkeypatch):
-    """One draw of STEPS steps, without jit, so that each step asks for noise when it happens."""
+def numpyro_draw(name, arguments, warmup, tables, monkeypatch):
+    """One draw of STEPS steps after the warm-up, without jit, so that each step asks for noise when it happens."""
 
     def normal(words, counter, size, dtype, kind, offset=0):
         return jnp.asarray(tables.normal(offset)[:size], dtype)
@@ -82,12 +82,13 @@ def numpyro_draw(name, arguments, tables, monkeypatch):
     kernel = make_kernel(bnn_ppl.numpyro, name, model, arguments)
     x, y = (jnp.asarray(array) for array in data())
     with jax.disable_jit():
-        state = kernel.init(jax.random.key(0), 0, jax.tree.map(jnp.asarray, start()), (x, y), {})
-        state = kernel.sample(state, (x, y), {})
+        state = kernel.init(jax.random.key(0), warmup, jax.tree.map(jnp.asarray, start()), (x, y), {})
+        for _ in range(warmup + 1):
+            state = kernel.sample(state, (x, y), {})
     return state.z, getattr(state, "momentum", {}), {n: getattr(state, n) for n in kernel.statistic_fields}
 
 
-def pyro_draw(name, arguments, tables, monkeypatch):
+def pyro_draw(name, arguments, warmup, tables, monkeypatch):
     monkeypatch.setattr(
         "bnn_ppl.pyro.kernel.StochasticGradientKernel._noise", lambda self: torch.tensor(tables.normal())
     )
@@ -98,19 +99,28 @@ def pyro_draw(name, arguments, tables, monkeypatch):
 
     kernel = make_kernel(bnn_ppl.pyro, name, make_model(pyro, pyro_dist, torch.exp, tensor), arguments)
     kernel.initial_params = {n: torch.tensor(value) for n, value in start().items()}
-    kernel.setup(0, *(torch.tensor(array) for array in data()))
-    z = kernel.sample(kernel.initial_params)
+    kernel.setup(warmup, *(torch.tensor(array) for array in data()))
+    for _ in range(warmup + 1):
+        z = kernel.sample(kernel.initial_params)
     extra = kernel.state_dict()["chains"][0]["extra"]
-    momentum = kernel._unflatten(extra["momentum"]) if extra else {}
+    momentum = kernel._unflatten(extra["momentum"]) if "momentum" in extra else {}
     statistics = kernel.diagnostics()
     return z, momentum, {n: statistics[n][0] for n in kernel.statistic_fields}
 
 
 MASS = {"a": 0.5, "rate": 2.0, "w": 1.0}
+ADAPTING = {"PSGLD": ("PSGLD", {"decay": 0.9})} | {
+    f"{integrator} {mass}": ("SGHMC", {"integrator": integrator, "friction": 1.3, "mass": mass, "resample_every": 3})
+    for integrator in ("baoab", "symplectic_euler")
+    for mass in ("adapt", "adapt_coordinates")
+}
 CASES = {
     "SGLD": ("SGLD", {}),
+    "SGLD lm": ("SGLD", {"integrator": "lm"}),
     "SGLD compensated": ("SGLD", {"gradient_noise_variance": {"a": 0.5, "rate": 0.0, "w": 3.0}}),
     "SGLD schedule": ("SGLD", {"step_size": lambda k: 0.01 / (1.0 + k), "temperature": lambda k: 1 / (1.0 + k)}),
+    "SGLD of a cooled likelihood": ("SGLD", {"likelihood_temperature": 5.0}),
+    "SGNHT": ("SGNHT", {"friction": 1.3}),
     **{
         f"{integrator} {case}": ("SGHMC", {"integrator": integrator, "friction": 1.3, **arguments})
         for integrator in ("baoab", "symplectic_euler")
@@ -119,10 +129,12 @@ CASES = {
             "masses": {"mass": MASS},
             "compensated": {"mass": MASS, "gradient_noise_variance": {"a": 0.5, "rate": 0.0, "w": 3.0}},
             "refresh": {"mass": MASS, "resample_every": 3},
+            "refresh with jitter": {"mass": MASS, "resample_every": 3, "resample_jitter": True},
             "refresh at another temperature": {"resample_every": 4, "resample_scale": lambda k: 0.1 + 0.1 * k},
             "refresh compensated": {"resample_every": 3, "gradient_noise_variance": 0.5},
         }.items()
     },
+    **ADAPTING,
 }
 
 
@@ -130,10 +142,10 @@ CASES = {
 def test_backends_agree(case, monkeypatch):
     name, arguments = CASES[case]
     arguments = {"step_size": 0.02, "temperature": 0.2} | arguments
-    tables = [Tables(), Tables()]
+    warmup, tables = int(case in ADAPTING), [Tables(), Tables()]
     with jax.enable_x64(True):
-        ours = jax.tree.map(np.asarray, numpyro_draw(name, arguments, tables[0], monkeypatch))
-    theirs = pyro_draw(name, arguments, tables[1], monkeypatch)
+        ours = jax.tree.map(np.asarray, numpyro_draw(name, arguments, warmup, tables[0], monkeypatch))
+    theirs = pyro_draw(name, arguments, warmup, tables[1], monkeypatch)
     assert tables[0].left() == tables[1].left()  # both asked as often
     moved = np.concatenate([np.ravel(ours[0][n] - value) for n, value in start().items()])
     assert np.all(np.abs(moved) > 1e-6)

@@ -9,13 +9,16 @@ from tests.laws import (
     Map,
     baoab,
     epoch_stream,
+    lm,
     random_batches,
     refresh,
     refreshed,
     sgld,
+    sgnht,
     stationary,
     symplectic_euler,
     then,
+    thermostat,
     transition,
     z_over_draws,
     z_over_units,
@@ -52,6 +55,7 @@ def test_stationary_closed_forms(point):
     h, k, M, T = (point[name] for name in ("h", "k", "M", "T"))
     S = stationary(sgld(h, k, T=T))
     assert k * S[0, 0] / T == pytest.approx(1 / (1 - h * k / 2), rel=1e-12)
+    assert k * stationary(lm(h, k, T=T))[0, 0] / T == pytest.approx(1, rel=1e-12)
     S = stationary(symplectic_euler(**point))
     assert k * S[0, 0] / T == pytest.approx(1 / (1 - s / (2 * (2 - a))), rel=1e-12)
     assert S[1, 1] / (M * T) == pytest.approx(1 / (1 - a / 2 - s / 4), rel=1e-12)
@@ -59,6 +63,16 @@ def test_stationary_closed_forms(point):
     assert [k * S[0, 0] / T, S[1, 1] / (M * T), S[0, 1]] == pytest.approx([1, 1, h * T / 2], rel=1e-12)
     half_kick = np.array([-h * k / 2, 1.0])  # to the momentum at the end of BAOAB proper
     assert half_kick @ S @ half_kick / (M * T) == pytest.approx(1 - s / 4, rel=1e-12)
+
+
+def test_thermostat_closed_forms():
+    """C without gradient noise, C + h V / (2 T) with it as h -> 0; the momenta at T."""
+    assert thermostat(0.3, 2.0, C=1.5, T=0.4) == pytest.approx(1.5, rel=1e-9)
+    h, V = 1e-4, 4e3
+    x = thermostat(h, 2.0, V, C=1.5, T=0.4)
+    assert x == pytest.approx(1.5 + h * V / 0.8, rel=1e-3)
+    S = stationary(sgnht(h, 2.0, x, C=1.5, T=0.4), V)
+    assert [2 * S[0, 0], S[1, 1]] == pytest.approx([0.4, 0.4], rel=1e-3)
 
 
 def test_baoab_at_a_large_step():
@@ -74,6 +88,7 @@ def test_gradient_noise_closed_forms(point):
     V = 0.3 * a * M * T / h**2
     S = stationary(sgld(h, k, T=T), V)
     assert k * S[0, 0] == pytest.approx((T + h * V / 2) / (1 - h * k / 2), rel=1e-12)
+    assert k * stationary(lm(h, k, T=T), V)[0, 0] == pytest.approx(T + h * V / (2 - h * k), rel=1e-12)
     S = stationary(symplectic_euler(**point), V)
     assert k * S[0, 0] == pytest.approx((T + h**2 * V / M / (2 * a)) / (1 - s / (2 * (2 - a))), rel=1e-12)
     S = stationary(baoab(**point), V)
@@ -114,7 +129,8 @@ def test_epoch_stream_is_periodic_and_matches_simulated_epochs(scheme):
     step, V, m = SCHEMES[scheme](0.3, 1.7, T=0.4), 3.0, 5
     np.testing.assert_allclose(epoch_stream(step, V, m, m), epoch_stream(step, V, m), rtol=1e-12)
     rng, x = np.random.default_rng(0), np.zeros((2, 50_000))
-    factor = np.linalg.cholesky(step.Q + 1e-30 * np.eye(2))
+    values, vectors = np.linalg.eigh(step.Q)
+    factor = vectors * np.sqrt(np.maximum(values, 0.0))
     for _ in range(10):
         errors = rng.standard_normal((m, x.shape[1]))
         errors = (errors - errors.mean(0)) * np.sqrt(V * m / (m - 1))

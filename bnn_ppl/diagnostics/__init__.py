@@ -18,6 +18,8 @@ from bnn_ppl.diagnostics.function_space import (
     summarize,
     total_variation,
 )
+from bnn_ppl.diagnostics.hidden_temperature import describe_temperature, hidden_temperature
+from bnn_ppl.diagnostics.rademacher import RademacherBound, rademacher_bound
 from bnn_ppl.diagnostics.regression import (
     coverage,
     crps,
@@ -42,8 +44,10 @@ from bnn_ppl.diagnostics.uncertainty import (
     risk_coverage,
     selective_auroc,
 )
+from bnn_ppl.diagnostics.weight_norm import weight_norm
 
 __all__ = [
+    "RademacherBound",
     "accuracy",
     "agreement",
     "batch_means_error",
@@ -53,17 +57,20 @@ __all__ = [
     "cosine_similarity",
     "coverage",
     "crps",
+    "describe_temperature",
     "disagreement",
     "expected_configurational_temperature",
     "expected_kinetic_temperature",
     "function_dataset",
     "function_diagnostics",
+    "hidden_temperature",
     "log_density",
     "mutual_information",
     "nll",
     "out_of_distribution_auroc",
     "predictive_differences",
     "predictive_entropy",
+    "rademacher_bound",
     "regression_scores",
     "reliability",
     "risk_coverage",
@@ -77,4 +84,5 @@ __all__ = [
     "temperature_series",
     "temperature_table",
     "total_variation",
+    "weight_norm",
 ]

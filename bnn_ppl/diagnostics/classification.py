@@ -21,7 +21,8 @@ import xarray as xr
 
 from bnn_ppl.diagnostics.checks import check_rows, correct
 from bnn_ppl.diagnostics.uncertainty import predictive_entropy, risk_coverage, selective_auroc
-from bnn_ppl.settings import check_choice, check_count
+from bnn_ppl.schedules import check_count
+from bnn_ppl.settings import check_choice
 
 
 def accuracy(probabilities: Any, labels: Any) -> float:

@@ -11,7 +11,6 @@ References
 """
 
 import itertools
-import json
 import numbers
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ import xarray as xr
 
 from bnn_ppl.diagnostics.checks import check_finite
 from bnn_ppl.diagnostics.temperature import batch_means_error, expected_kinetic_temperature, temperature_band
+from bnn_ppl.diagnostics.trees import group_of, setting
 
 _KINDS = ("kinetic", "configurational")
 _SIGNIFICANT = 3.0  # standard errors
@@ -51,15 +51,17 @@ def temperature_series(tree: Any, *, curvature: float = 0.0) -> xr.Dataset:
     ValueError
         If the tree lacks the statistics or settings of such a kernel.
     """
-    statistics = _group(tree, "sample_stats")
+    statistics = group_of(tree, "sample_stats")
     for name in ("temperature", "step_size", "configurational_temperature"):
         if name not in statistics:
             raise ValueError(f"sample_stats has no {name!r}: give what bnn_ppl.to_arviz makes of SGHMC or SGLD")
-    settings = {name: _parsed(value) for name, value in statistics.attrs.items()}
+    settings = {name: setting(value) for name, value in statistics.attrs.items()}
     parts = ["all", *(statistics["site"].values.tolist() if "site" in statistics.coords else [])]
     mass = settings.get("mass", 1.0)
     mass = {site.replace("/", "."): m for site, m in mass.items()} if isinstance(mass, Mapping) else mass
     sizes = _sizes(tree, {*parts[1:], *(mass if isinstance(mass, Mapping) else ())})
+    if isinstance(mass, str):
+        mass = _adapted(statistics, parts[1:], sizes)
     variables: dict[str, Any] = {"temperature": statistics["temperature"].astype(np.float64)}
     shape = dict(statistics["temperature"].sizes)
     for kind in _KINDS:
@@ -84,23 +86,23 @@ def temperature_series(tree: Any, *, curvature: float = 0.0) -> xr.Dataset:
     return xr.Dataset(variables, {"part": parts})
 
 
-def _group(tree: Any, name: str) -> xr.Dataset:
-    try:
-        group = tree[name]
-    except (KeyError, TypeError):
-        raise ValueError(f"tree has no group {name!r}: give what bnn_ppl.to_arviz returns") from None
-    return group.to_dataset() if isinstance(group, xr.DataTree) else group
+def _adapted(statistics: xr.Dataset, sites: list[str], sizes: Mapping[str, float]) -> dict[str, Any]:
+    """Adapted mass of each site in each draw, from r' r = M n T_K; 1 where it cannot be told.
 
-
-def _parsed(value: Any) -> Any:
-    """A setting as the kernel had it: `to_arviz` writes dicts as JSON."""
-    return json.loads(value) if isinstance(value, str) and value.startswith("{") else value
+    Without curvature it does not matter, for the friction is per unit of mass.
+    """
+    masses: dict[str, Any] = {} if sites else {"all": 1.0}
+    for i, site in enumerate(sites):
+        kinetic = statistics["site_kinetic_temperature"].values[..., i] * sizes.get(site, np.nan)
+        norm_sq = statistics["site_momentum_norm_sq"].values[..., i]
+        masses[site] = np.divide(norm_sq, kinetic, out=np.ones_like(norm_sq), where=kinetic > 0)
+    return masses
 
 
 def _sizes(tree: Any, sites: set[str]) -> dict[str, float]:
     """Coordinates of each site, as far as the group `posterior` has them."""
     try:
-        posterior = _group(tree, "posterior")
+        posterior = group_of(tree, "posterior")
     except ValueError:
         return {}
     return {site: float(np.prod(posterior[site].shape[2:])) for site in sites if site in posterior}
@@ -121,10 +123,10 @@ def _expected(
                 f"sample_stats has no attribute {name!r}: give what bnn_ppl.to_arviz makes, which keeps the settings"
             )
     scale = settings.get("resample_scale")
+    adapted = isinstance(settings.get("mass"), str)  # with the friction per unit of mass
     arguments = {
         "step_size": statistics["step_size"].values,
         "temperature": statistics["temperature"].values,
-        "friction": settings["friction"],
         "curvature": curvature,
         "resample_every": settings.get("resample_every"),
         # That of a schedule is not known.
@@ -132,7 +134,12 @@ def _expected(
         "steps_per_draw": settings.get("steps_per_draw", 1),
     }
     masses = mass if isinstance(mass, Mapping) else dict.fromkeys(parts, mass)
-    by_site = {s: expected_kinetic_temperature(settings["integrator"], mass=m, **arguments) for s, m in masses.items()}
+    by_site = {
+        site: expected_kinetic_temperature(
+            settings["integrator"], mass=m, friction=settings["friction"] * (m if adapted else 1.0), **arguments
+        )
+        for site, m in masses.items()
+    }
     if "all" not in by_site:
         weights = [sizes.get(site, 1.0) for site in by_site]
         by_site["all"] = np.average(list(by_site.values()), axis=0, weights=weights)
@@ -205,7 +212,7 @@ def temperature_table(tree: Any, *, curvature: float = 0.0, tolerance: float = 0
     series = temperature_series(tree, curvature=curvature)
     cold = (series["temperature"] == 0).all("chain").values
     lower, upper = temperature_band(series["dimension"].values, level=level)
-    scale = _parsed(_group(tree, "sample_stats").attrs.get("resample_scale"))
+    scale = setting(group_of(tree, "sample_stats").attrs.get("resample_scale"))
     rows: list[dict[str, Any]] = []
     for draws in (np.flatnonzero(~cold), np.flatnonzero(cold)):
         verdicts: dict[tuple[str, str], str] = {}

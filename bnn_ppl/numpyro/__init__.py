@@ -10,7 +10,21 @@ from bnn_ppl.numpyro import priors
 from bnn_ppl.numpyro.initialization import init_to_prior_center
 from bnn_ppl.numpyro.plates import full_data
 from bnn_ppl.numpyro.predict import predict
+from bnn_ppl.numpyro.psgld import PSGLD
 from bnn_ppl.numpyro.sghmc import SGHMC, norm_adjusting_sghmc
 from bnn_ppl.numpyro.sgld import SGLD
+from bnn_ppl.numpyro.sgnht import SGNHT
+from bnn_ppl.numpyro.step_size import suggest_step_size
 
-__all__ = ["SGHMC", "SGLD", "full_data", "init_to_prior_center", "norm_adjusting_sghmc", "predict", "priors"]
+__all__ = [
+    "PSGLD",
+    "SGHMC",
+    "SGLD",
+    "SGNHT",
+    "full_data",
+    "init_to_prior_center",
+    "norm_adjusting_sghmc",
+    "predict",
+    "priors",
+    "suggest_step_size",
+]

@@ -19,34 +19,23 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from bnn_ppl.batches import check_iterable
-from bnn_ppl.layout import check_start_sites, check_target
+from bnn_ppl.layout import check_centre, check_start_sites, check_target, only_plate
 from bnn_ppl.numpyro import minibatches as rows_of_plates
 from bnn_ppl.numpyro import noise, potential
+from bnn_ppl.numpyro.compilation import jit_over_data, loop
+from bnn_ppl.numpyro.control_variates import Control, control_at, corrected
 from bnn_ppl.numpyro.convolutions import fast_convolutions
 from bnn_ppl.numpyro.initialization import as_strategy
 from bnn_ppl.numpyro.layout import Layout, inspect_model, warn_held, warn_not_finite
 from bnn_ppl.numpyro.loading import Loader
 from bnn_ppl.numpyro.plates import as_arrays, full_data
-from bnn_ppl.numpyro.trees import dot, leaf_names, where
+from bnn_ppl.numpyro.potential import Evaluation, Target
+from bnn_ppl.numpyro.statistics import position_statistics
+from bnn_ppl.numpyro.trees import as_float, leaf_names, where
 from bnn_ppl.schedules import value_at
-from bnn_ppl.settings import SGLDSettings, check_choice
+from bnn_ppl.settings import KernelSettings, check_choice
 
 NOISES = ("normal", "fast")
-_UNROLL = 4
-
-
-class Evaluation(NamedTuple):
-    """A minibatch potential and its gradient at the current position."""
-
-    energy: Array
-    gradient: Any
-
-
-class Target(NamedTuple):
-    """What a chain samples: `energy(z, temperature, batch)`, and the plates of which a batch has rows."""
-
-    energy: Callable
-    plates: dict[str, Any]
 
 
 class Keys(NamedTuple):
@@ -58,7 +47,7 @@ class Keys(NamedTuple):
 
 
 class StochasticGradientKernel(MCMCKernel):
-    """Base of the kernels; a subclass gives `settings`, its state, `start`, `advance` and `statistics`.
+    """Base of the kernels; a subclass gives `settings`, its state, `start`, `advance` and perhaps `statistics`.
 
     What moves besides the position (momenta, say) is a dict of trees, `extra`, whose keys are state fields.
     """
@@ -72,11 +61,11 @@ class StochasticGradientKernel(MCMCKernel):
         self,
         model: Callable | None,
         potential_fn: Callable | None,
-        settings: SGLDSettings,
+        settings: KernelSettings,
         init_strategy: Callable | Mapping[str, Array] | None,
         minibatches: Iterable | None,
     ):
-        check_target(model, potential_fn, settings.batch_size)
+        check_target(model, potential_fn, settings)
         check_iterable(minibatches, potential_fn, settings)
         check_choice("noise", settings.noise, NOISES)
         self._model: Any = model
@@ -85,6 +74,7 @@ class StochasticGradientKernel(MCMCKernel):
         self._start = init_strategy
         self._init_strategy = as_strategy(init_strategy)
         self._held: dict | None = None
+        self._warmup_draws = 0
         self._sample_fn: Callable | None = None
         self.settings = settings
 
@@ -99,11 +89,18 @@ class StochasticGradientKernel(MCMCKernel):
     @property
     def default_fields(self) -> tuple[str, ...]:
         """State fields that the host's MCMC collects."""
-        return (self.sample_field, *self.statistic_fields)
+        return (self.sample_field, *self.statistic_fields, *(("cycle",) if self.settings.cyclical else ()))
 
     @abstractmethod
-    def start(self, words: Array, step: Array, z: Any) -> dict[str, Any]:
-        """What moves besides the position, where a chain starts or starts anew."""
+    def start(self, words: Array, step: Array, z: Any, before: dict[str, Any] | None) -> dict[str, Any]:
+        """What moves besides the position, where a chain starts.
+
+        Or where it starts anew: `before` is then what its last finite draw had.
+        """
+
+    def begin_draw(self, step: Array, extra: dict[str, Any], gradient: Any) -> dict[str, Any]:
+        """What changes between two draws, before the first step of the next: by default nothing."""
+        return extra
 
     @abstractmethod
     def advance(
@@ -118,9 +115,22 @@ class StochasticGradientKernel(MCMCKernel):
     ) -> tuple[Any, dict[str, Any]]:
         """One gradient step."""
 
-    @abstractmethod
-    def statistics(self, step: Array, z: Any, extra: dict[str, Any], now: Evaluation) -> dict[str, Array]:
-        """What a draw records besides its position."""
+    def statistics(self, z: Any, extra: dict[str, Any], now: Evaluation) -> dict[str, Array]:
+        """What a draw records besides the statistics of its position: by default nothing."""
+        return {}
+
+    def _statistics(self, step: Array, z: Any, extra: dict[str, Any], now: Evaluation) -> dict[str, Array]:
+        dtype = jnp.result_type(*jax.tree.leaves(z))
+        own = self.statistics(z, extra, now)
+        return (
+            position_statistics(z, now.energy, now.gradient)
+            | own
+            | {
+                "step_size": jnp.asarray(value_at(self.settings.step_size, step), dtype),
+                "temperature": jnp.asarray(self.settings.temperature_at(step), dtype),
+                "cycle": self._cycle(step),
+            }
+        )
 
     def _arguments(self, args: tuple, kwargs: dict, batch: list[Array] | None = None) -> tuple[tuple, dict]:
         """The model's arguments: with a loader those of a batch, by default the first, before those given to run."""
@@ -142,17 +152,27 @@ class StochasticGradientKernel(MCMCKernel):
             args, kwargs = self._arguments(*run, batch)
             if self._loader is not None:
                 batch = layout.first_rows()
-            return potential.potential_energy(self._model, layout, z, temperature, batch, args, kwargs)
+            cooled = self.settings.likelihood_temperature
+            return potential.potential_energy(self._model, layout, z, temperature, batch, args, kwargs, cooled)
 
         return Target(fast_convolutions(energy), layout.subsampled)
 
     def _evaluate(
-        self, target: Target, keys: Keys, stream: dict, step: Array, z: Any, before: Array
+        self,
+        target: Target,
+        keys: Keys,
+        stream: dict,
+        step: Array,
+        z: Any,
+        before: Array,
+        temperature: Array,
+        control: Control | None,
     ) -> tuple[Evaluation, dict]:
         """Potential and gradient on the next minibatch, and the stream past it; `before` is the potential before."""
         batch, rest = self._minibatch(target.plates, keys, stream, step, before)
-        temperature = value_at(self.settings.temperature, step)
         energy, gradient = jax.value_and_grad(target.energy)(z, temperature, batch)
+        if control is not None:
+            gradient = corrected(target.energy, control, batch, gradient)
         return Evaluation(energy, gradient), rest
 
     def _minibatch(self, plates: dict, keys: Keys, stream: dict, step: Array, before: Array) -> tuple[Any, dict]:
@@ -180,6 +200,7 @@ class StochasticGradientKernel(MCMCKernel):
         args, kwargs = self._arguments(*run)
         with jax.ensure_compile_time_eval():
             self.settings.check_schedules(max(num_warmup, 1))
+        self.settings.check_warmup(num_warmup)
         follow_rows = False
         if self._model is not None:
             self._held = None
@@ -198,6 +219,7 @@ class StochasticGradientKernel(MCMCKernel):
             names = leaf_names(init_params)
             self.settings.check_sites(None if None in names else names)
         self._sample_fn = self._draw
+        self._warmup_draws = num_warmup
 
         def start(args: tuple, kwargs: dict, rng_key: Array, init_params: Any) -> Any:
             one_chain = partial(self._start_chain, args=args, kwargs=kwargs)
@@ -206,7 +228,7 @@ class StochasticGradientKernel(MCMCKernel):
             return jax.vmap(one_chain, out_axes=self._axes)(rng_key, init_params)
 
         with validation_enabled(False):  # its messages name no site, and _check_finite's do
-            state = _jit_over_data(start, *run)(rng_key, init_params)
+            state = jit_over_data(start, *run)(rng_key, init_params)
             self._check_finite(state, *run)
             if follow_rows and not isinstance(state.lp_minibatch, jax.core.Tracer):
                 z = state.z if is_prng_key(rng_key) else jax.tree.map(lambda x: x[0], state.z)
@@ -220,7 +242,7 @@ class StochasticGradientKernel(MCMCKernel):
 
         first = layout.first_rows()
         last = {name: rows + layout.plates[name].size - len(rows) for name, rows in first.items()}
-        on_rows = _jit_over_data(observed, args, kwargs)
+        on_rows = jit_over_data(observed, args, kwargs)
         potential.check_rows(layout, on_rows(z, first), on_rows(z, last))
 
     def _check_start(self, init_params: Any, layout: Layout, batched: bool) -> None:
@@ -239,22 +261,37 @@ class StochasticGradientKernel(MCMCKernel):
         if z is None:
             full = self._arguments(args, kwargs)
             z = potential.initial_values(self._model, self._layout(*full), key_start, self._init_strategy, *full)
-        z = jax.tree.map(_as_float, z)
+        z = jax.tree.map(as_float, z)
         step = jnp.int32(0)
         target = self._target(args, kwargs)
         stream = {name: (jnp.int32(0), jnp.int32(0)) for name in target.plates}
-        extra = self.start(noise.seed_words(key_extra), step, z)
-        now, stream = self._evaluate(target, Keys(*random.split(key_run, 3)), stream, step, z, jnp.zeros(()))
+        extra = self.start(noise.seed_words(key_extra), step, z, None)
+        control = None
+        if self.settings.control_variate is not None:
+            plate = only_plate(target.plates)
+            centre = self._centre(args, kwargs) if self.settings.control_variate != "svrg" else z
+            control = control_at(target.energy, plate, centre)
+        keys, temperature = Keys(*random.split(key_run, 3)), self.settings.temperature_at(step)
+        now, stream = self._evaluate(target, keys, stream, step, z, jnp.zeros(()), temperature, control)
         return self.state_type(
             step=step,
             z=z,
             stream=stream,
+            control=control,
             evaluation=now,
             rng_key=key_run,
             diverging=jnp.bool_(False),
             **extra,
-            **self.statistics(step, z, extra, now),
+            **self._statistics(step, z, extra, now),
         )
+
+    def _centre(self, args: tuple, kwargs: dict) -> Any:
+        """The fixed centre of the control variate, unconstrained."""
+        layout = self._layout(args, kwargs)
+        given: Any = self.settings.control_variate
+        if set(given) != set(layout.shapes):
+            check_centre(given, {name: jnp.shape(value) for name, value in given.items()}, layout.shapes)
+        return potential.initial_values(self._model, layout, random.key(0), as_strategy(given), args, kwargs)
 
     def _check_finite(self, state: Any, args: tuple, kwargs: dict) -> None:
         """Raise where a chain cannot start; under the host's pmap or vmap values are not known, and it diverges."""
@@ -287,7 +324,7 @@ class StochasticGradientKernel(MCMCKernel):
         return self.state_type(**axes)
 
     def sample(self, state: Any, model_args: tuple, model_kwargs: dict | None) -> Any:
-        """State after one draw, that is after `steps_per_draw` gradient steps; the host calls this."""
+        """State after one draw, which takes several gradient steps; the host calls this."""
         target = self._target(model_args, model_kwargs or {})
         one_chain = partial(self._draw, target)
         if is_prng_key(state.rng_key):
@@ -298,38 +335,45 @@ class StochasticGradientKernel(MCMCKernel):
         keys = Keys(*random.split(state.rng_key, 3))
         noise_words = noise.seed_words(random.fold_in(keys.noise, state.step))
         momentum_words = noise.seed_words(random.fold_in(keys.momentum, state.step))
-        extra = {name: getattr(state, name) for name in self.extra_fields}
+        before = {name: getattr(state, name) for name in self.extra_fields}
 
         def gradient_step(carry: tuple, counter: Array) -> tuple[tuple, None]:
             step, z, extra, stream, now = carry
             z, extra = self.advance(step, z, extra, now.gradient, noise_words, counter, momentum_words)
-            now, stream = self._evaluate(target, keys, stream, step + 1, z, now.energy)
+            temperature = self.settings.temperature_at(step)  # of this step: a draw's statistics belong to one
+            now, stream = self._evaluate(target, keys, stream, step + 1, z, now.energy, temperature, control)
             return (step + 1, z, extra, stream, now), None
 
-        count = self.settings.steps_per_draw
+        control = state.control
+        if self.settings.control_variate == "svrg":
+            control = control_at(target.energy, only_plate(target.plates), state.z)
+        extra = self.begin_draw(state.step, before, state.evaluation.gradient)
         start = (state.step, state.z, extra, state.stream, state.evaluation)
-        end, _ = lax.scan(gradient_step, start, jnp.arange(count), unroll=min(_UNROLL, count))
-        step, z, extra, stream, now = end
+        step, z, extra, stream, now = loop(gradient_step, start, state.step, self.settings)
         last = step - 1
-        statistics = self.statistics(last, z, extra, now)
-        finite = jnp.isfinite(now.energy) & jnp.isfinite(statistics["gradient_norm"])
-        for tree in (z, extra):
-            finite &= jnp.isfinite(dot(tree, tree))
+        statistics = self._statistics(last, z, extra, now)
+        norms = [statistics[n] for n in ("gradient_norm", "position_norm_sq", "momentum_norm_sq") if n in statistics]
+        finite = jnp.isfinite(now.energy + sum(norms) + sum(leaf.sum() for leaf in jax.tree.leaves(extra)))
 
         def back() -> tuple:
-            fresh = self.start(noise.seed_words(random.fold_in(keys.momentum, -1 - state.step)), step, state.z)
-            return state.z, fresh, state.evaluation
+            words = noise.seed_words(random.fold_in(keys.momentum, -1 - state.step))
+            return state.z, self.start(words, step, state.z, before), state.evaluation
 
         z, extra, now = lax.cond(finite, lambda: (z, extra, now), back)
         return state._replace(
             step=step,
             z=z,
             stream=stream,
+            control=control,
             evaluation=now,
             diverging=~finite,
             **extra,
-            **where(finite, statistics, self.statistics(last, z, extra, now)),
+            **where(finite, statistics, self._statistics(last, z, extra, now)),
         )
+
+    def _cycle(self, step: Array) -> Array:
+        cyclical = self.settings.cyclical
+        return jnp.int32(0) if cyclical is None else step // cyclical.cycle_length
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict | None) -> Callable:
         """Map from unconstrained to the user's coordinates, with the deterministic sites; the host calls this."""
@@ -345,28 +389,3 @@ class StochasticGradientKernel(MCMCKernel):
             f"{int(state.step)} steps of size {float(state.step_size):.2e}. lp={float(state.lp_minibatch):.4g}. "
             f"T_conf={float(state.configurational_temperature):.3g}"
         )
-
-
-def _jit_over_data(fn: Callable, args: tuple, kwargs: dict) -> Callable:
-    """``jit`` of ``fn(args, kwargs, *inputs)`` with the data as arguments: constants are copied into the program."""
-    leaves, structure = jax.tree.flatten((args, kwargs))
-    arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Array)}
-
-    @jax.jit
-    def compiled(arrays: dict[int, Array], *inputs: Any) -> Any:
-        args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
-        return fn(args, kwargs, *inputs)
-
-    def call(*inputs: Any) -> Any:
-        try:
-            return compiled(arrays, *inputs)
-        except jax.errors.JAXTypeError:  # the model looks at the values of its data
-            return compiled({}, *inputs)
-
-    return call
-
-
-def _as_float(x: Any) -> Array:
-    """An array of strong type, as every later step gives it."""
-    dtype = jnp.result_type(x)
-    return jnp.asarray(x, dtype if jnp.issubdtype(dtype, jnp.inexact) else float)

@@ -6,11 +6,12 @@ the Jacobian of t, the potential at temperature T is::
     U_T(z) = U_c(t(z)) - T log |J(z)|
 
 so that a sampler at temperature T draws theta from p(theta, y)^(1/T) in the user's own coordinates, and T = 0
-finds their MAP. On a minibatch the plates scale the observed sites by N / B, which makes U_T unbiased.
+finds their MAP. On a minibatch the plates scale the observed sites by N / B, which makes U_T unbiased. A likelihood
+temperature L divides the log densities of the observed sites by L, and nothing else: p(theta) p(y | theta)^(1/L).
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,12 +19,27 @@ from jax import Array
 from numpyro.distributions import biject_to
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer.util import compute_log_probs, helpful_support_errors, log_density
+from numpyro.primitives import Messenger
 
 from bnn_ppl.layout import Plate, bypass_message
 from bnn_ppl.numpyro.layout import Layout, is_real
 from bnn_ppl.numpyro.plates import SetPlates
 
 Sites = dict[str, Array]
+
+
+class Evaluation(NamedTuple):
+    """A minibatch potential and its gradient at the current position."""
+
+    energy: Array
+    gradient: Any
+
+
+class Target(NamedTuple):
+    """What a chain samples: `energy(z, temperature, batch)`, and the plates of which a batch has rows."""
+
+    energy: Callable
+    plates: dict[str, Any]
 
 
 def _conditioned(model: Callable, layout: Layout, batch: Mapping[str, Array]) -> Callable:
@@ -59,6 +75,16 @@ def _constrained(model: Callable, z: Sites) -> Callable:
     return substitute(model, substitute_fn=constrain)
 
 
+class _ScaleObserved(Messenger):
+    def __init__(self, fn: Callable, factor: float):
+        super().__init__(fn)
+        self.factor = factor
+
+    def process_message(self, msg: dict) -> None:
+        if msg["type"] == "sample" and msg["is_observed"]:
+            msg["scale"] = self.factor * (1.0 if msg["scale"] is None else msg["scale"])
+
+
 def potential_energy(
     model: Callable,
     layout: Layout,
@@ -67,6 +93,7 @@ def potential_energy(
     batch: Mapping[str, Array],
     args: tuple,
     kwargs: dict,
+    likelihood_temperature: float = 1.0,
 ) -> Array:
     """Minibatch potential U_T(z).
 
@@ -82,6 +109,8 @@ def potential_energy(
         Row indices, shape (B,), by subsampled plate.
     args, kwargs
         Arguments of the model.
+    likelihood_temperature
+        L, by which the log densities of observed sites are divided.
 
     Returns
     -------
@@ -89,6 +118,8 @@ def potential_energy(
         Scalar.
     """
     conditioned = _constrained(_conditioned(model, layout, batch), z)
+    if likelihood_temperature != 1.0:
+        conditioned = _ScaleObserved(conditioned, 1.0 / likelihood_temperature)
     log_joint, model_trace = log_density(conditioned, args, kwargs, {})
     log_jacobian = jnp.zeros(())
     for name, value in z.items():

@@ -5,7 +5,8 @@ says, with ``r ~ N(0, resample_scale M)`` every `resample_every` gradient steps.
 
 References: Chen, Fox & Guestrin (2014), Stochastic gradient Hamiltonian Monte Carlo; Leimkuhler & Matthews (2013),
 Rational construction of stochastic numerical methods for molecular sampling; Wenzel et al. (2020), How good is
-the Bayes posterior in deep neural networks really?
+the Bayes posterior in deep neural networks really?; Springenberg, Klein, Falkner & Hutter (2016), Bayesian
+optimization with robust Bayesian neural networks.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -16,10 +17,22 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from bnn_ppl import updates
-from bnn_ppl.numpyro.kernel import Evaluation, StochasticGradientKernel
-from bnn_ppl.numpyro.trees import dot, draw_noise, leaf_names, mean_products
+from bnn_ppl.numpyro import adaptation
+from bnn_ppl.numpyro.adaptation import Average
+from bnn_ppl.numpyro.kernel import StochasticGradientKernel
+from bnn_ppl.numpyro.potential import Evaluation
+from bnn_ppl.numpyro.statistics import momentum_statistics
+from bnn_ppl.numpyro.trees import draw_noise, leaf_names
 from bnn_ppl.schedules import Schedule, value_at
-from bnn_ppl.settings import INTEGRATORS, SGHMCSettings, at_site, learning_rate_arguments, norm_adjusting_arguments
+from bnn_ppl.settings import (
+    ADAPTED_MASSES,
+    INTEGRATORS,
+    SGHMCSettings,
+    at_site,
+    learning_rate_arguments,
+    norm_adjusting_arguments,
+)
+from bnn_ppl.statistics import MOMENTUM, POSITION
 
 
 class SGHMCState(NamedTuple):
@@ -28,19 +41,28 @@ class SGHMCState(NamedTuple):
     step: Array
     z: Any
     momentum: Any
+    mass: Any
+    average: Average | None
     stream: dict
+    control: Any
     evaluation: Evaluation
     lp_minibatch: Array
     step_size: Array
     temperature: Array
-    kinetic_temperature: Array
     configurational_temperature: Array
-    site_kinetic_temperature: Array
     site_configurational_temperature: Array
     position_norm_sq: Array
-    position_momentum: Array
-    momentum_norm_sq: Array
+    site_position_norm_sq: Array
     gradient_norm: Array
+    kinetic_temperature: Array
+    site_kinetic_temperature: Array
+    position_momentum: Array
+    site_position_momentum: Array
+    momentum_norm_sq: Array
+    site_momentum_norm_sq: Array
+    momentum_gradient: Array
+    site_momentum_gradient: Array
+    cycle: Array
     diverging: Array
     rng_key: Array
 
@@ -60,7 +82,11 @@ class SGHMC(StochasticGradientKernel):
     friction
         C, above 0. The momentum forgets over the time M / C, that is over M / (C h) steps.
     mass
-        M, above 0; a number, or a dict by site name.
+        M, above 0; a number, or a dict by site name. ``"adapt"``: one for each site, as its root mean square gradient
+        over the smallest of all sites (Wenzel et al.), from a moving average in the warm-up, renewed at each of its
+        draws and fixed after it. ``"adapt_coordinates"``: one for each coordinate, as its root mean square gradient
+        over the mean of all (Springenberg et al.), averaged over about 1000 steps. With both, **friction is per unit
+        of mass**: C / M is the same for all.
     temperature
         T of the target p(theta, y)^(1/T), at least 0; a number or a callable. 1 is the posterior, 0 is SGD with
         momentum.
@@ -69,6 +95,10 @@ class SGHMC(StochasticGradientKernel):
     resample_scale
         Variance of the redrawn momentum over the mass; a number or a callable. None is the temperature, which
         preserves the target; **any other value changes the target** to an effective temperature between the two.
+    resample_jitter
+        Redraw the momentum at pseudo-random gradient steps, each with probability 1 / `resample_every`, instead of
+        periodically: trajectories of one length can fail to mix where a motion returns after just that time. The steps
+        are the same for all chains and seeds.
     steps_per_draw
         Gradient steps between two draws of the host's MCMC.
     integrator
@@ -99,20 +129,25 @@ class SGHMC(StochasticGradientKernel):
     gradient_noise_variance
         V, variance of one component of the minibatch gradient of U (sum scale), subtracted from the injected
         noise; a number, or a dict by site name.
+    likelihood_temperature
+        L of p(theta) p(y | theta)^(1/L), above 0: a "power posterior", **which is another target** than that of
+        `temperature`, and may be combined with it. Needs a `model`.
+    control_variate
+        Reduces the noise of the minibatch gradients, for twice their cost: ``"svrg"`` compares each with that at the
+        position where the draw began, where all rows are visited once; a dict of values by site, such as an optimiser's
+        result in the user's coordinates, with that at this fixed centre. It pays where the chain stays near the centre,
+        as `bnn_ppl.diagnostics` tells; far away it adds noise. Needs a model with one subsampled plate.
 
     Raises
     ------
     ValueError
-        For arguments out of range here, and for models that cannot be sampled at the start of ``MCMC.run``.
+        For arguments out of range here, and for models that cannot be sampled, or no warm-up with adapted masses, at
+        the start of ``MCMC.run``.
 
     Notes
     -----
-    Each draw records, at its own position and with the minibatch there: `lp_minibatch` (minus the minibatch
-    potential), `step_size`, `temperature`, `kinetic_temperature` (r' M^-1 r / d), `configurational_temperature`
-    (theta' grad U / d), both by site too (`site_kinetic_temperature`, `site_configurational_temperature`, sites in
-    the order of their names), `position_norm_sq`, `position_momentum` (theta' r), `momentum_norm_sq`, `gradient_norm`,
-    all in unconstrained coordinates, and `diverging`: not finite at the end of the draw. Such a draw goes back to
-    where it started with a new momentum.
+    Each draw records the statistics of `bnn_ppl.statistics` at its own position, with the minibatch there, and
+    `diverging`: not finite at the end of the draw. Such a draw goes back to where it started with a new momentum.
 
     Examples
     --------
@@ -122,21 +157,8 @@ class SGHMC(StochasticGradientKernel):
     """
 
     state_type = SGHMCState
-    extra_fields = ("momentum",)
-    statistic_fields = (
-        "lp_minibatch",
-        "step_size",
-        "temperature",
-        "kinetic_temperature",
-        "configurational_temperature",
-        "site_kinetic_temperature",
-        "site_configurational_temperature",
-        "position_norm_sq",
-        "position_momentum",
-        "momentum_norm_sq",
-        "gradient_norm",
-        "diverging",
-    )
+    extra_fields = ("momentum", "mass", "average")
+    statistic_fields = (*POSITION, *MOMENTUM, "diverging")
     settings: SGHMCSettings
 
     def __init__(
@@ -146,10 +168,11 @@ class SGHMC(StochasticGradientKernel):
         *,
         step_size: float | Schedule,
         friction: float,
-        mass: float | Mapping[str, float] = 1.0,
+        mass: float | Mapping[str, float] | str = 1.0,
         temperature: float | Schedule = 1.0,
         resample_every: int | None = None,
         resample_scale: float | Schedule | None = None,
+        resample_jitter: bool = False,
         steps_per_draw: int = 1,
         integrator: str = "baoab",
         noise: str = "normal",
@@ -158,6 +181,8 @@ class SGHMC(StochasticGradientKernel):
         init_strategy: Callable | Mapping[str, Array] | None = None,
         minibatches: Iterable | None = None,
         gradient_noise_variance: float | Mapping[str, float] = 0.0,
+        likelihood_temperature: float = 1.0,
+        control_variate: str | Mapping[str, Array] | None = None,
     ):
         settings = SGHMCSettings(
             step_size=step_size,
@@ -166,12 +191,15 @@ class SGHMC(StochasticGradientKernel):
             temperature=temperature,
             resample_every=resample_every,
             resample_scale=resample_scale,
+            resample_jitter=resample_jitter,
             steps_per_draw=steps_per_draw,
             integrator=integrator,
             noise=noise,
             subsampling=subsampling,
             batch_size=batch_size,
             gradient_noise_variance=gradient_noise_variance,
+            likelihood_temperature=likelihood_temperature,
+            control_variate=control_variate,
         )
         super().__init__(model, potential_fn, settings, init_strategy, minibatches)
 
@@ -184,7 +212,7 @@ class SGHMC(StochasticGradientKernel):
         learning_rate: float,
         momentum: float,
         num_data: int,
-        mass: float = 1.0,
+        mass: float | str = 1.0,
         integrator: str = "baoab",
         **arguments: Any,
     ) -> "SGHMC":
@@ -201,7 +229,8 @@ class SGHMC(StochasticGradientKernel):
         num_data
             N, the rows of the data.
         mass
-            M; it changes the scale of the momentum only.
+            M; it changes the scale of the momentum only. If adapted, l is that of coordinates of mass 1, and l / M
+            that of others.
         integrator
             ``"baoab"``: h = sqrt(2 l M / (N (1 + momentum))), C = -M log(momentum) / h;
             ``"symplectic_euler"``: h = sqrt(l M / N), C = (1 - momentum) M / h.
@@ -220,17 +249,43 @@ class SGHMC(StochasticGradientKernel):
         converted = learning_rate_arguments(learning_rate, momentum, num_data, mass, integrator)
         return cls(model, potential_fn, **converted, mass=mass, integrator=integrator, **arguments)
 
-    def start(self, words: Array, step: Array, z: Any) -> dict[str, Any]:
-        """Momentum drawn from N(0, T M)."""
-        return {"momentum": self._fresh_momentum(words, jnp.int32(0), z, value_at(self.settings.temperature, step))}
+    def start(self, words: Array, step: Array, z: Any, before: dict[str, Any] | None) -> dict[str, Any]:
+        """Momentum drawn from N(0, T M), with the adapted masses of a chain that starts anew."""
+        mass, average = (before["mass"], before["average"]) if before else (None, None)
+        if before is None and isinstance(self.settings.mass, str):
+            average = adaptation.begin(z, self.settings.adapts_until(self._warmup_draws))
+            mass = adaptation.masses(self.settings.mass, average)  # all 1
+        scale = self.settings.temperature_at(step)
+        momentum = self._fresh_momentum(words, jnp.int32(0), z, self._masses(z, mass), scale)
+        return {"momentum": momentum, "mass": mass, "average": average}
 
-    def _fresh_momentum(self, words: Array, counter: Array, z: Any, scale: Array | float) -> Any:
+    def _masses(self, z: Any, adapted: Any) -> list[Any]:
+        """Mass of each leaf."""
+        if adapted is not None:
+            return jax.tree.leaves(adapted)
+        return [at_site(self.settings.given_mass, name) for name in leaf_names(z)]
+
+    def _fresh_momentum(self, words: Array, counter: Array, z: Any, masses: list[Any], scale: Array | float) -> Any:
         normal = draw_noise(words, counter, z, "normal")
         leaves, structure = jax.tree.flatten(normal)
-        masses = [at_site(self.settings.mass, name) for name in leaf_names(z)]
         return jax.tree.unflatten(
             structure, [(leaf * jnp.sqrt(m * scale)).astype(leaf.dtype) for leaf, m in zip(leaves, masses, strict=True)]
         )
+
+    def begin_draw(self, step: Array, extra: dict[str, Any], gradient: Any) -> dict[str, Any]:
+        """Masses renewed in the warm-up, with the gradient at hand as the next step will have it."""
+        kind, average = self.settings.mass, extra["average"]
+        if not isinstance(kind, str):
+            return extra
+
+        def renewed() -> tuple[Any, Any]:
+            now = adaptation.averaged(average, gradient, step, ADAPTED_MASSES[kind])
+            mass = adaptation.masses(kind, now)
+            rescale = jax.tree.map(lambda r, new, old: r * jnp.sqrt(new / old), extra["momentum"], mass, extra["mass"])
+            return rescale, mass
+
+        momentum, mass = lax.cond(step < average.until, renewed, lambda: (extra["momentum"], extra["mass"]))
+        return {"momentum": momentum, "mass": mass, "average": average}
 
     def advance(
         self,
@@ -244,18 +299,21 @@ class SGHMC(StochasticGradientKernel):
     ) -> tuple[Any, dict[str, Any]]:
         """One gradient step, after a momentum refresh where one is due."""
         settings = self.settings
-        momentum = extra["momentum"]
+        momentum, average = extra["momentum"], extra["average"]
+        masses = self._masses(z, extra["mass"])
+        if isinstance(settings.mass, str):
+            average = adaptation.averaged(average, gradient, step, ADAPTED_MASSES[settings.mass])
         kick_fraction: Any = 1.0
         if settings.resample_every is not None:
-            due = step % settings.resample_every == 0
-            scale = value_at(settings.temperature if settings.resample_scale is None else settings.resample_scale, step)
+            due = settings.refresh_is_due(step)
+            scale = settings.resample_scale_at(step)
             momentum = lax.cond(
-                due, lambda: self._fresh_momentum(momentum_words, counter, z, scale), lambda: extra["momentum"]
+                due, lambda: self._fresh_momentum(momentum_words, counter, z, masses, scale), lambda: extra["momentum"]
             )
             kick_fraction = jnp.where(due, 0.5, 1.0)
         integrator = INTEGRATORS[settings.integrator]
         step_size = value_at(settings.step_size, step)
-        temperature = value_at(settings.temperature, step)
+        temperature = settings.temperature_at(step)
         names = leaf_names(z)
         by_site = {
             (m, v): integrator.coefficients(step_size, settings.friction, m, temperature, v, kick_fraction)
@@ -264,36 +322,21 @@ class SGHMC(StochasticGradientKernel):
         normal = draw_noise(noise_words, counter, z, settings.noise)
         moved = []
         leaves = [jax.tree.leaves(tree) for tree in (z, momentum, gradient, normal)]
-        for position, r, slope, xi, name in zip(*leaves, names, strict=True):
+        for position, r, slope, xi, m, name in zip(*leaves, masses, names, strict=True):
             numbers = by_site[self._mass_and_noise(name)]
             numbers = updates.Coefficients(*(jnp.asarray(x, position.dtype) for x in numbers))
+            if extra["mass"] is not None:
+                numbers = updates.at_adapted_mass(numbers, m)
             moved.append(integrator.step(position, r, slope, xi, numbers))
         z, momentum = (jax.tree.unflatten(jax.tree.structure(z), list(part)) for part in zip(*moved, strict=True))
-        return z, {"momentum": momentum}
+        return z, {"momentum": momentum, "mass": extra["mass"], "average": average}
 
     def _mass_and_noise(self, name: str | None) -> tuple[float, float]:
-        return at_site(self.settings.mass, name), at_site(self.settings.gradient_noise_variance, name)
+        return at_site(self.settings.given_mass, name), at_site(self.settings.gradient_noise_variance, name)
 
-    def statistics(self, step: Array, z: Any, extra: dict[str, Any], now: Evaluation) -> dict[str, Array]:
-        """Statistics of a draw at its own position."""
-        momentum = extra["momentum"]
-        masses = [at_site(self.settings.mass, name) for name in leaf_names(z)]
-        kinetic, site_kinetic = mean_products(momentum, momentum, masses)
-        configurational, site_configurational = mean_products(z, now.gradient)
-        dtype = jnp.result_type(*jax.tree.leaves(z))
-        return {
-            "lp_minibatch": -now.energy,
-            "step_size": jnp.asarray(value_at(self.settings.step_size, step), dtype),
-            "temperature": jnp.asarray(value_at(self.settings.temperature, step), dtype),
-            "kinetic_temperature": kinetic,
-            "configurational_temperature": configurational,
-            "site_kinetic_temperature": site_kinetic,
-            "site_configurational_temperature": site_configurational,
-            "position_norm_sq": dot(z, z),
-            "position_momentum": dot(z, momentum),
-            "momentum_norm_sq": dot(momentum, momentum),
-            "gradient_norm": jnp.sqrt(dot(now.gradient, now.gradient)),
-        }
+    def statistics(self, z: Any, extra: dict[str, Any], now: Evaluation) -> dict[str, Array]:
+        """Statistics of the momentum."""
+        return momentum_statistics(z, extra["momentum"], now.gradient, self._masses(z, extra["mass"]))
 
 
 def norm_adjusting_sghmc(

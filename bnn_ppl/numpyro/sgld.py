@@ -1,6 +1,7 @@
 """Stochastic gradient Langevin dynamics, tempered: ``theta += -h g~ + sqrt(2 h T) xi``, see `bnn_ppl.updates`.
 
-Reference: Welling & Teh (2011), Bayesian learning via stochastic gradient Langevin dynamics; their epsilon is 2 h.
+References: Welling & Teh (2011), Bayesian learning via stochastic gradient Langevin dynamics; their epsilon is 2 h.
+Leimkuhler & Matthews (2013), Rational construction of stochastic numerical methods for molecular sampling.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,10 +13,12 @@ from jax import Array
 
 from bnn_ppl import updates
 from bnn_ppl.namespaces import namespace
-from bnn_ppl.numpyro.kernel import Evaluation, StochasticGradientKernel
-from bnn_ppl.numpyro.trees import dot, draw_noise, leaf_names, mean_products
+from bnn_ppl.numpyro.kernel import StochasticGradientKernel
+from bnn_ppl.numpyro.potential import Evaluation
+from bnn_ppl.numpyro.trees import draw_noise, leaf_names
 from bnn_ppl.schedules import Schedule, value_at
 from bnn_ppl.settings import SGLDSettings, at_site
+from bnn_ppl.statistics import POSITION
 
 
 class SGLDState(NamedTuple):
@@ -23,7 +26,9 @@ class SGLDState(NamedTuple):
 
     step: Array
     z: Any
+    noise: Any
     stream: dict
+    control: Any
     evaluation: Evaluation
     lp_minibatch: Array
     step_size: Array
@@ -31,7 +36,9 @@ class SGLDState(NamedTuple):
     configurational_temperature: Array
     site_configurational_temperature: Array
     position_norm_sq: Array
+    site_position_norm_sq: Array
     gradient_norm: Array
+    cycle: Array
     diverging: Array
     rng_key: Array
 
@@ -53,6 +60,9 @@ class SGLD(StochasticGradientKernel):
         T of the target p(theta, y)^(1/T), at least 0; a number or a callable. 1 is the posterior, 0 is SGD.
     steps_per_draw
         Gradient steps between two draws of the host's MCMC.
+    integrator
+        ``"euler"``, or ``"lm"`` (Leimkuhler and Matthews), which carries its noise over a step: no bias of the variance
+        on a Gaussian, whatever the step size, for full-data gradients or little noise in them.
     noise
         ``"normal"``, or ``"fast"``: bounded noise with the moments of a normal up to the third, kurtosis 2.94,
         cheaper on a CPU and enough for a scheme of weak order 1.
@@ -79,6 +89,14 @@ class SGLD(StochasticGradientKernel):
     gradient_noise_variance
         V, variance of one component of the minibatch gradient of U (sum scale), subtracted from the injected
         noise; a number, or a dict by site name.
+    likelihood_temperature
+        L of p(theta) p(y | theta)^(1/L), above 0: a "power posterior", **which is another target** than that of
+        `temperature`, and may be combined with it. Needs a `model`.
+    control_variate
+        Reduces the noise of the minibatch gradients, for twice their cost: ``"svrg"`` compares each with that at the
+        position where the draw began, where all rows are visited once; a dict of values by site, such as an optimiser's
+        result in the user's coordinates, with that at this fixed centre. It pays where the chain stays near the centre,
+        as `bnn_ppl.diagnostics` tells; far away it adds noise. Needs a model with one subsampled plate.
 
     Raises
     ------
@@ -87,21 +105,12 @@ class SGLD(StochasticGradientKernel):
 
     Notes
     -----
-    Each draw records `lp_minibatch`, `step_size`, `temperature`, `configurational_temperature`,
-    `site_configurational_temperature`, `position_norm_sq`, `gradient_norm` and `diverging`, as `SGHMC` does.
+    Each draw records the statistics of `bnn_ppl.statistics` but those of momenta, and `diverging`, as `SGHMC` does.
     """
 
     state_type = SGLDState
-    statistic_fields = (
-        "lp_minibatch",
-        "step_size",
-        "temperature",
-        "configurational_temperature",
-        "site_configurational_temperature",
-        "position_norm_sq",
-        "gradient_norm",
-        "diverging",
-    )
+    extra_fields = ("noise",)
+    statistic_fields = (*POSITION, "diverging")
     settings: SGLDSettings
 
     def __init__(
@@ -112,27 +121,34 @@ class SGLD(StochasticGradientKernel):
         step_size: float | Schedule,
         temperature: float | Schedule = 1.0,
         steps_per_draw: int = 1,
+        integrator: str = "euler",
         noise: str = "normal",
         subsampling: str = "epoch",
         batch_size: int | Mapping[str, int] | None = None,
         init_strategy: Callable | Mapping[str, Array] | None = None,
         minibatches: Iterable | None = None,
         gradient_noise_variance: float | Mapping[str, float] = 0.0,
+        likelihood_temperature: float = 1.0,
+        control_variate: str | Mapping[str, Array] | None = None,
     ):
         settings = SGLDSettings(
             step_size=step_size,
             temperature=temperature,
             steps_per_draw=steps_per_draw,
+            integrator=integrator,
             noise=noise,
             subsampling=subsampling,
             batch_size=batch_size,
             gradient_noise_variance=gradient_noise_variance,
+            likelihood_temperature=likelihood_temperature,
+            control_variate=control_variate,
         )
         super().__init__(model, potential_fn, settings, init_strategy, minibatches)
 
-    def start(self, words: Array, step: Array, z: Any) -> dict[str, Any]:
-        """Nothing moves besides the position."""
-        return {}
+    def start(self, words: Array, step: Array, z: Any, before: dict[str, Any] | None) -> dict[str, Any]:
+        """The noise of the step before, where the integrator carries it."""
+        carries = self.settings.integrator == "lm"
+        return {"noise": draw_noise(words, jnp.int32(0), z, self.settings.noise) if carries else None}
 
     def advance(
         self,
@@ -146,28 +162,17 @@ class SGLD(StochasticGradientKernel):
     ) -> tuple[Any, dict[str, Any]]:
         """One gradient step."""
         step_size = value_at(self.settings.step_size, step)
-        temperature = value_at(self.settings.temperature, step)
+        temperature = self.settings.temperature_at(step)
         normal = draw_noise(noise_words, counter, z, self.settings.noise)
+        carried = extra["noise"] is not None
+        move = updates.leimkuhler_matthews if carried else updates.sgld
+        trees = (z, gradient, normal, extra["noise"]) if carried else (z, gradient, normal)
         moved = []
-        leaves = [jax.tree.leaves(tree) for tree in (z, gradient, normal)]
+        leaves = [jax.tree.leaves(tree) for tree in trees]
         for *arrays, name in zip(*leaves, leaf_names(z), strict=True):
             variance = updates.sgld_noise_variance(
                 step_size, temperature, at_site(self.settings.gradient_noise_variance, name)
             )
             numbers = {"step_size": step_size, "noise_scale": namespace(variance).sqrt(variance)}
-            moved.append(updates.sgld(*arrays, **{k: jnp.asarray(v, arrays[0].dtype) for k, v in numbers.items()}))
-        return jax.tree.unflatten(jax.tree.structure(z), moved), {}
-
-    def statistics(self, step: Array, z: Any, extra: dict[str, Any], now: Evaluation) -> dict[str, Array]:
-        """Statistics of a draw at its own position."""
-        configurational, site_configurational = mean_products(z, now.gradient)
-        dtype = jnp.result_type(*jax.tree.leaves(z))
-        return {
-            "lp_minibatch": -now.energy,
-            "step_size": jnp.asarray(value_at(self.settings.step_size, step), dtype),
-            "temperature": jnp.asarray(value_at(self.settings.temperature, step), dtype),
-            "configurational_temperature": configurational,
-            "site_configurational_temperature": site_configurational,
-            "position_norm_sq": dot(z, z),
-            "gradient_norm": jnp.sqrt(dot(now.gradient, now.gradient)),
-        }
+            moved.append(move(*arrays, **{k: jnp.asarray(v, arrays[0].dtype) for k, v in numbers.items()}))
+        return jax.tree.unflatten(jax.tree.structure(z), moved), {"noise": normal if carried else None}

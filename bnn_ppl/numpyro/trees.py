@@ -33,14 +33,17 @@ def dot(a: Any, b: Any) -> Array:
     return jnp.asarray(sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b))))
 
 
-def mean_products(a: Any, b: Any, over: list[float] | None = None) -> tuple[Array, Array]:
-    """Mean of a b / over over all coordinates, and over those of each leaf, shape (leaves,)."""
-    leaves = jax.tree.leaves(jax.tree.map(jnp.vdot, a, b))
-    sums = jnp.stack([total / m for total, m in zip(leaves, over or [1.0] * len(leaves), strict=True)])
-    sizes = jnp.array([leaf.size for leaf in jax.tree.leaves(a)], sums.dtype)
-    return sums.sum() / sizes.sum(), sums / sizes
+def number_of_coordinates(z: Any) -> int:
+    """Of all leaves together."""
+    return sum(leaf.size for leaf in jax.tree.leaves(z))
 
 
 def where(condition: Array, if_true: Any, if_false: Any) -> Any:
     """`jnp.where` over all leaves."""
     return jax.tree.map(partial(jnp.where, condition), if_true, if_false)
+
+
+def as_float(x: Any) -> Array:
+    """An array of strong type, as every later step gives it."""
+    dtype = jnp.result_type(x)
+    return jnp.asarray(x, dtype if jnp.issubdtype(dtype, jnp.inexact) else float)

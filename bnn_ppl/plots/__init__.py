@@ -7,5 +7,6 @@ except ModuleNotFoundError as error:
 
 from bnn_ppl.plots.reliability import plot_reliability
 from bnn_ppl.plots.temperatures import plot_temperatures
+from bnn_ppl.plots.weight_norm import plot_weight_norm
 
-__all__ = ["plot_reliability", "plot_temperatures"]
+__all__ = ["plot_reliability", "plot_temperatures", "plot_weight_norm"]

@@ -11,16 +11,22 @@ from bnn_ppl.pyro.initialization import init_to_prior_center
 from bnn_ppl.pyro.networks import random_torch_module
 from bnn_ppl.pyro.plates import full_data
 from bnn_ppl.pyro.predict import predict
+from bnn_ppl.pyro.psgld import PSGLD
 from bnn_ppl.pyro.sghmc import SGHMC, norm_adjusting_sghmc
 from bnn_ppl.pyro.sgld import SGLD
+from bnn_ppl.pyro.sgnht import SGNHT
+from bnn_ppl.pyro.step_size import suggest_step_size
 
 __all__ = [
+    "PSGLD",
     "SGHMC",
     "SGLD",
+    "SGNHT",
     "full_data",
     "init_to_prior_center",
     "norm_adjusting_sghmc",
     "predict",
     "priors",
     "random_torch_module",
+    "suggest_step_size",
 ]

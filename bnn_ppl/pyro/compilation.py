@@ -38,7 +38,7 @@ _IS_DATA = object()
 
 
 class Dynamics:
-    """A kernel's move, and value and flat gradient of ``energy(z, temperature, batch, args, kwargs)``.
+    """A kernel's move, and value and gradient of ``energy(flat, temperature, batch, args, kwargs)``.
 
     Parameters
     ----------
@@ -52,9 +52,9 @@ class Dynamics:
         self._graph_key: Any = None
         self._numbers: dict[float, Tensor] = {}
 
-    def prepare(self, move: Callable, energy: Callable, unflatten: Callable, args: tuple, kwargs: dict) -> None:
+    def prepare(self, move: Callable, energy: Callable, args: tuple, kwargs: dict) -> None:
         """Set the functions and the data; a graph made for data of the same shapes is kept."""
-        self._move, self._energy, self._unflatten = move, energy, unflatten
+        self._move, self._energy = move, energy
         self._args, self._kwargs = args, kwargs
         leaves, self._structure = pytree.tree_flatten((args, kwargs))
         self._data = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -68,7 +68,7 @@ class Dynamics:
         """Energy, a scalar, and its gradient, shape (d,), at a flat position; never compiled."""
         with torch.enable_grad():
             flat = position.detach().requires_grad_()
-            energy = self._energy(self._unflatten(flat), temperature, batch, self._args, self._kwargs)
+            energy = self._energy(flat, temperature, batch, self._args, self._kwargs)
             (gradient,) = torch.autograd.grad(energy, flat)
         return energy.detach(), gradient
 
@@ -108,7 +108,7 @@ class Dynamics:
             rest = iter(data)
             leaves = [next(rest) if constant is _IS_DATA else constant for constant in self._constants]
             args, kwargs = pytree.tree_unflatten(leaves, self._structure)
-            return self._energy(self._unflatten(flat), temperature, batch, args, kwargs)
+            return self._energy(flat, temperature, batch, args, kwargs)
 
         def step(position: Tensor, gradient: Tensor, noise: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
             leaves = iter(rest)

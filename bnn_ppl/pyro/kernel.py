@@ -17,22 +17,24 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from bnn_ppl.batches import BatchStream, check_iterable, check_plates
-from bnn_ppl.layout import check_start_sites, check_target
+from bnn_ppl.layout import check_centre, check_start_sites, check_target, only_plate
 from bnn_ppl.pyro import potential
 from bnn_ppl.pyro.compilation import Dynamics
+from bnn_ppl.pyro.control_variates import control_at, corrected
 from bnn_ppl.pyro.initialization import as_strategy
 from bnn_ppl.pyro.layout import inspect_model, same_held, warn_held, warn_not_finite
 from bnn_ppl.pyro.minibatches import IndexStream, as_tensor
 from bnn_ppl.pyro.plates import full_data
-from bnn_ppl.pyro.resume import WaitingStates
+from bnn_ppl.pyro.resume import WaitingStates, chain_state, restore
+from bnn_ppl.pyro.statistics import position_statistics
 from bnn_ppl.schedules import check_values, value_at
-from bnn_ppl.settings import SGLDSettings, at_site, check_choice
+from bnn_ppl.settings import KernelSettings, at_site, check_choice
 
 NOISES = ("normal",)
 
 
 class StochasticGradientKernel(MCMCKernel):
-    """Base of the kernels; a subclass gives `start`, `coefficients`, `move` and `statistics`.
+    """Base of the kernels; a subclass gives `start`, `coefficients`, `move` and perhaps `statistics`.
 
     What moves besides the position (momenta, say) is a dict of flat tensors, `self._extra`.
     """
@@ -46,12 +48,12 @@ class StochasticGradientKernel(MCMCKernel):
         self,
         model: Callable | None,
         potential_fn: Callable | None,
-        settings: SGLDSettings,
+        settings: KernelSettings,
         init_strategy: Callable | Mapping[str, Tensor] | None,
         minibatches: Iterable | None,
         jit_compile: bool,
     ):
-        check_target(model, potential_fn, settings.batch_size)
+        check_target(model, potential_fn, settings)
         check_iterable(minibatches, potential_fn, settings)
         check_choice("noise", settings.noise, NOISES)
         self._model: Any = model
@@ -60,6 +62,8 @@ class StochasticGradientKernel(MCMCKernel):
         self._start = init_strategy
         self._init_strategy = as_strategy(init_strategy)
         self.settings = settings
+        if settings.cyclical:
+            self.statistic_fields = (*self.statistic_fields, "cycle")
         self.jit_compile = jit_compile
         self.transforms: dict[str, Any] | None = None
         self._given: dict[str, Tensor] | None = None
@@ -74,7 +78,7 @@ class StochasticGradientKernel(MCMCKernel):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the compiled step and the loader's place, so that the host can send the kernel to other processes."""
-        return self.__dict__ | {"_dynamics": Dynamics(self.jit_compile), "_loaded": None}
+        return self.__dict__ | {"_dynamics": Dynamics(self.jit_compile), "_loaded": None, "_plain_energy": None}
 
     @property
     def model(self) -> Callable | None:
@@ -93,8 +97,14 @@ class StochasticGradientKernel(MCMCKernel):
         self._given = params
 
     @abstractmethod
-    def start(self) -> dict[str, Tensor]:
-        """What moves besides the position, where a chain starts or starts anew."""
+    def start(self, before: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """What moves besides the position, where a chain starts.
+
+        Or where it starts anew: `before` is then what its last finite draw had.
+        """
+
+    def begin_draw(self) -> None:
+        """Change in `self._extra` what changes between two draws, before the first step of the next."""
 
     @abstractmethod
     def coefficients(self, step: int) -> Sequence[Tensor | float]:
@@ -106,9 +116,19 @@ class StochasticGradientKernel(MCMCKernel):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Next position and extra: tensor operations alone, since they are compiled with the gradient."""
 
-    @abstractmethod
-    def statistics(self, step: int) -> dict[str, Any]:
-        """What a draw records besides its position."""
+    def statistics(self) -> dict[str, Any]:
+        """What a draw records besides the statistics of its position: by default nothing."""
+        return {}
+
+    def _statistics(self, step: int) -> dict[str, Any]:
+        cyclical = self.settings.cyclical
+        return {
+            **position_statistics(self._position, self._energy, self._grad, self._numels),
+            **self.statistics(),
+            "step_size": self._value("step_size", step),
+            "temperature": self._value("temperature", step),
+            **({"cycle": step // cyclical.cycle_length} if cyclical else {}),
+        }
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Prepare a chain on the model's arguments; the host calls this."""
@@ -124,6 +144,7 @@ class StochasticGradientKernel(MCMCKernel):
         else:
             initial = self._setup_model(args, kwargs, given)
         self._shapes = {name: initial[name].shape for name in sorted(initial)}
+        self._numels = [shape.numel() for shape in self._shapes.values()]
         self._dtypes = {name: initial[name].dtype for name in self._shapes}
         self._warmup_steps = warmup_steps
         self._draws = 0
@@ -137,11 +158,16 @@ class StochasticGradientKernel(MCMCKernel):
             for name, plate in (self._layout.subsampled if self._model is not None else {}).items()
             if self._loaded is None
         }
-        self._extra = self.start()
+        self._control: dict[str, Tensor] = {}
+        centre = self.settings.control_variate
+        if centre is not None:
+            self._control = self._control_at(self._position if centre == "svrg" else self._unconstrained(centre))
+        self._extra = self.start(None)
         self._last = self._unflatten(self._position)
         if resume is not None:
-            self._load(resume)
+            restore(self, resume)
         else:
+            self.settings.check_warmup(warmup_steps)
             self._evaluate()
             self._check_finite(args, kwargs)
             warn_not_finite(args, kwargs)
@@ -158,7 +184,7 @@ class StochasticGradientKernel(MCMCKernel):
         self.settings.check_sites(list(initial))
         self.transforms = {}
         self._dynamics.prepare(
-            self.move, lambda z, temperature, batch, args, kwargs: self._potential_fn(z), self._unflatten, (), {}
+            self.move, lambda flat, temperature, batch, args, kwargs: self._potential_fn(self._unflatten(flat)), (), {}
         )
         return initial
 
@@ -178,13 +204,17 @@ class StochasticGradientKernel(MCMCKernel):
         check_start_sites(self._start, layout.initial)
         self.transforms = layout.transforms
 
-        def energy(z: dict, temperature: Any, batch: dict, args: tuple, kwargs: dict) -> Tensor:
+        def energy(flat: Tensor, temperature: Any, batch: dict, args: tuple, kwargs: dict) -> Tensor:
+            z = self._unflatten(flat)
             if loaded is not None:
                 args, kwargs = loaded.arguments(list(batch.values()), args, kwargs)
                 batch = layout.first_rows()
-            return potential.potential_energy(self._model, layout, z, temperature, batch, args, kwargs)
+            cooled = self.settings.likelihood_temperature
+            return potential.potential_energy(self._model, layout, z, temperature, batch, args, kwargs, cooled)
 
-        self._dynamics.prepare(self.move, energy, self._unflatten, *run)
+        self._plain_energy = lambda flat, temperature, batch: energy(flat, temperature, batch, *run)
+        controlled = self.settings.control_variate is not None
+        self._dynamics.prepare(self.move, corrected(energy) if controlled else energy, *run)
         initial = self._given or layout.initial
         given = {name: tuple(value.shape) for name, value in initial.items()}
         needed = {name: tuple(shape) for name, shape in layout.shapes.items()}
@@ -199,9 +229,22 @@ class StochasticGradientKernel(MCMCKernel):
         return torch.cat([params[name].detach().reshape(-1) for name in self._shapes])
 
     def _unflatten(self, flat: Tensor) -> dict[str, Tensor]:
-        pieces = flat.split([shape.numel() for shape in self._shapes.values()])
-        named = zip(self._shapes.items(), pieces, strict=True)
+        named = zip(self._shapes.items(), flat.split(self._numels), strict=True)
         return {name: piece.reshape(shape).to(self._dtypes[name]) for (name, shape), piece in named}
+
+    def _unconstrained(self, values: Any) -> Tensor:
+        """Flat position of values by site in the user's coordinates."""
+        transforms, needed = self._layout.transforms, self._layout.shapes
+        inner = {
+            n: torch.as_tensor(v, dtype=self._dtypes.get(n), device=self._position.device) for n, v in values.items()
+        }
+        inner = {n: transforms[n](v) if n in transforms else v for n, v in inner.items()}
+        check_centre(values, {n: tuple(v.shape) for n, v in inner.items()}, {n: tuple(s) for n, s in needed.items()})
+        return self._flatten(inner)
+
+    def _control_at(self, centre: Tensor) -> dict[str, Tensor]:
+        plate = only_plate(self._layout.subsampled)
+        return control_at(self._plain_energy, plate, centre, self._layout.devices[plate.name])
 
     def _per_coordinate(self, by_site: Any) -> Any:
         """A number, or a dict by site name as a flat tensor."""
@@ -209,11 +252,6 @@ class StochasticGradientKernel(MCMCKernel):
             return by_site
         like = self._position
         return torch.cat([like.new_full((s.numel(),), at_site(by_site, n)) for n, s in self._shapes.items()])
-
-    def _by_site(self, flat: Tensor) -> tuple[float, list[float]]:
-        """Mean over all coordinates, and over those of each site."""
-        pieces = flat.split([shape.numel() for shape in self._shapes.values()])
-        return float(flat.mean()), torch.stack([piece.mean() for piece in pieces]).tolist()
 
     def _noise(self) -> Tensor:
         return torch.randn_like(self._position)
@@ -224,11 +262,11 @@ class StochasticGradientKernel(MCMCKernel):
         if callable(schedule):
             check_values(name, schedule, [step], positive=False)
             self.settings.check_numbers([step])
-        return float(value_at(schedule, step))
+        return float(self.settings.temperature_at(step) if name == "temperature" else value_at(schedule, step))
 
     def _next_batch(self) -> None:
         if self._loaded is None:
-            self._batch = {name: stream.next() for name, stream in self._streams.items()}
+            self._batch = {name: stream.next() for name, stream in self._streams.items()} | self._control
         else:
             self._batch = {f"array {i}": leaf for i, leaf in enumerate(self._loaded.next())}
 
@@ -242,9 +280,9 @@ class StochasticGradientKernel(MCMCKernel):
         """One gradient step."""
         coefficients = self.coefficients(self._step)
         noise = self._noise()
+        temperature = self._value("temperature", self._step)  # of this step: a draw's statistics belong to one
         self._step += 1
         self._next_batch()
-        temperature = self._value("temperature", self._step)
         self._position, self._extra, self._energy, self._grad = self._dynamics.step(
             self._position, self._extra, self._grad, noise, coefficients, temperature, self._batch
         )
@@ -265,20 +303,24 @@ class StochasticGradientKernel(MCMCKernel):
 
     @torch.no_grad()
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Positions after one draw, that is after `steps_per_draw` gradient steps; the host calls this."""
+        """Positions after one draw, which takes several gradient steps; the host calls this."""
         if params is not self._last:
             self._position = self._flatten(params)
             self._evaluate()
-        before = (self._position, self._energy, self._grad)
-        for _ in range(self.settings.steps_per_draw):
+        before, extra = (self._position, self._energy, self._grad), dict(self._extra)
+        self.begin_draw()
+        if self.settings.control_variate == "svrg":
+            self._control = self._control_at(self._position)
+        cyclical = self.settings.cyclical
+        for _ in range(cyclical.steps_to_draw(self._step) if cyclical else self.settings.steps_per_draw):
             self._advance()
-        statistics = self.statistics(self._step - 1)
+        statistics = self._statistics(self._step - 1)
         total = self._position.sum() + self._energy + self._grad.sum()
         diverging = not bool(torch.isfinite(sum((tensor.sum() for tensor in self._extra.values()), total)))
         if diverging:
             self._position, self._energy, self._grad = before
-            self._extra = self.start()
-            statistics = self.statistics(self._step - 1)
+            self._extra = self.start(extra)
+            statistics = self._statistics(self._step - 1)
             self._warn_diverging()
         self._record(statistics | {"diverging": diverging})
         self._last = self._unflatten(self._position)
@@ -318,32 +360,9 @@ class StochasticGradientKernel(MCMCKernel):
 
     def diagnostics(self) -> dict[str, Any]:
         """Draws that diverged, the statistics of all draws by name, and the chain's last state."""
-        dtypes = {name: torch.bool if name == "diverging" else torch.float64 for name in self._records}
-        records = {name: torch.tensor(values, dtype=dtypes[name]) for name, values in self._records.items()}
-        return {"divergences": self._divergences, **records, "last_state": self._state()}
-
-    def _state(self) -> dict[str, Any]:
-        if not hasattr(self, "_energy"):
-            raise ValueError("the kernel has no chain yet: take its state after MCMC.run")
-        position = self._position
-        cuda = position.device.type == "cuda"
-        return {
-            "kernel": type(self).__name__,
-            "sizes": self._sizes(),
-            "step": self._step,
-            "params": {name: value.clone() for name, value in self._unflatten(position).items()},
-            "extra": {name: value.clone() for name, value in self._extra.items()},
-            "energy": self._energy.clone(),
-            "gradient": self._grad.clone(),
-            "streams": {name: stream.state_dict() for name, stream in self._streams.items()},
-            "generator": torch.get_rng_state(),
-            "cuda_generator": torch.cuda.get_rng_state(position.device) if cuda else None,
-        }
-
-    def _sizes(self) -> dict[str, Any]:
-        """Shapes and types of the sites, and rows and minibatch of the plates: what a state must fit."""
-        sites = {name: (tuple(shape), str(self._dtypes[name])) for name, shape in self._shapes.items()}
-        return sites | {n: (s.plate.size, s.plate.batch_size) for n, s in self._streams.items()}
+        dtypes = {"diverging": torch.bool, "cycle": torch.int64}
+        records = {n: torch.tensor(v, dtype=dtypes.get(n, torch.float64)) for n, v in self._records.items()}
+        return {"divergences": self._divergences, **records, "last_state": chain_state(self)}
 
     def state_dict(self, mcmc: Any = None) -> dict[str, Any]:
         """Where the chains stand, to resume exactly with `load_state_dict`.
@@ -361,7 +380,7 @@ class StochasticGradientKernel(MCMCKernel):
             state of torch's generator. ``torch.save`` takes it.
         """
         if mcmc is None:
-            return {"chains": [self._state()]}
+            return {"chains": [chain_state(self)]}
         if None in mcmc._diagnostics:
             raise ValueError("mcmc has not been run: call mcmc.run before taking its state")
         return {"chains": [diagnostics["last_state"] for diagnostics in mcmc._diagnostics]}
@@ -375,26 +394,3 @@ class StochasticGradientKernel(MCMCKernel):
             From `state_dict`, with as many chains as the next run has.
         """
         self._waiting = WaitingStates(state["chains"])
-
-    def _load(self, state: dict[str, Any]) -> None:
-        theirs, ours = (state["kernel"], state["sizes"]), (type(self).__name__, self._sizes())
-        if theirs != ours:
-            raise ValueError(
-                f"the state to resume comes from a chain with (kernel, sites and plates) {theirs}, and this one has "
-                f"{ours}: resume with the kernel, model and data that the state comes from"
-            )
-        if self._warmup_steps:
-            raise ValueError(
-                f"warmup_steps={self._warmup_steps} for a chain that goes on from a loaded state: give MCMC "
-                "warmup_steps=0"
-            )
-        self._step = state["step"]
-        self._position = self._flatten(state["params"])
-        self._extra = {name: value.clone() for name, value in state["extra"].items()}
-        self._energy, self._grad = state["energy"].clone(), state["gradient"].clone()
-        for name, stream in self._streams.items():
-            stream.load_state_dict(state["streams"][name])
-        torch.set_rng_state(state["generator"])
-        if state["cuda_generator"] is not None:
-            torch.cuda.set_rng_state(state["cuda_generator"], self._position.device)
-        self._last = self._unflatten(self._position)

@@ -6,7 +6,8 @@ the Jacobian of t, the potential at temperature T is::
     U_T(z) = U_c(t(z)) - T log |J(z)|
 
 so that a sampler at temperature T draws theta from p(theta, y)^(1/T) in the user's own coordinates, and T = 0
-finds their MAP. On a minibatch the plates scale the observed sites by N / B, which makes U_T unbiased.
+finds their MAP. On a minibatch the plates scale the observed sites by N / B, which makes U_T unbiased. A likelihood
+temperature L divides the log densities of the observed sites by L, and nothing else: p(theta) p(y | theta)^(1/L).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -78,7 +79,8 @@ def _run(
 ) -> tuple[_LogDensity, Sites]:
     values = {name: layout.constrain[name](z[name]) if name in layout.constrain else z[name] for name in z}
     density = _LogDensity(layout, values, batch)
-    with any_number_of_rows() if layout.cut else nullcontext(), _without_validation(), density:
+    others = any(len(rows) != layout.plates[n].batch_size for n, rows in batch.items() if n in layout.plates)
+    with any_number_of_rows() if layout.cut or others else nullcontext(), _without_validation(), density:
         try:
             model(*args, **kwargs)
         except RuntimeError as error:
@@ -95,6 +97,7 @@ def potential_energy(
     batch: Mapping[str, Tensor],
     args: tuple,
     kwargs: dict,
+    likelihood_temperature: float = 1.0,
 ) -> Tensor:
     """Minibatch potential U_T(z).
 
@@ -110,6 +113,8 @@ def potential_energy(
         Row indices, shape (B,), by subsampled plate.
     args, kwargs
         Arguments of the model.
+    likelihood_temperature
+        L, by which the log densities of observed sites are divided.
 
     Returns
     -------
@@ -117,7 +122,9 @@ def potential_energy(
         Scalar.
     """
     density, values = _run(model, layout, z, batch, args, kwargs)
-    energy: Tensor = -sum(term.sum() for term in density.terms.values())  # type: ignore[assignment]
+    powers = dict.fromkeys(density.observed, 1.0 / likelihood_temperature) if likelihood_temperature != 1.0 else {}
+    terms = density.terms.items()
+    energy: Tensor = -sum(powers[n] * t.sum() if n in powers else t.sum() for n, t in terms)  # type: ignore[assignment]
     for name, transform in layout.constrain.items():
         energy = energy - temperature * transform.log_abs_det_jacobian(z[name], values[name]).sum()
     return energy

@@ -1,4 +1,4 @@
-"""Saved states of chains, handed out to the chains of the next run, in whatever process they are."""
+"""States of chains: taken, handed out to the chains of the next run in whatever process they are, and put back."""
 
 import multiprocessing
 from collections.abc import Sequence
@@ -36,3 +36,55 @@ class WaitingStates:
             return None
         self._taken[waiting[0]] = True
         return self._states[waiting[0]]
+
+
+def chain_state(kernel: Any) -> dict[str, Any]:
+    """Where a kernel's chain stands: positions, what moves with them, gradient, place in the epoch, generator."""
+    if not hasattr(kernel, "_energy"):
+        raise ValueError("the kernel has no chain yet: take its state after MCMC.run")
+    position = kernel._position
+    cuda = position.device.type == "cuda"
+    return {
+        "kernel": type(kernel).__name__,
+        "sizes": _sizes(kernel),
+        "step": kernel._step,
+        "params": {name: value.clone() for name, value in kernel._unflatten(position).items()},
+        "extra": {name: value.clone() for name, value in kernel._extra.items()},
+        "energy": kernel._energy.clone(),
+        "gradient": kernel._grad.clone(),
+        "streams": {name: stream.state_dict() for name, stream in kernel._streams.items()},
+        "generator": torch.get_rng_state(),
+        "cuda_generator": torch.cuda.get_rng_state(position.device) if cuda else None,
+    }
+
+
+def _sizes(kernel: Any) -> dict[str, Any]:
+    """Shapes and types of the sites, rows and minibatch of the plates, and what moves: what a state must fit."""
+    sites = {name: (tuple(shape), str(kernel._dtypes[name])) for name, shape in kernel._shapes.items()}
+    plates = {name: (stream.plate.size, stream.plate.batch_size) for name, stream in kernel._streams.items()}
+    return sites | plates | dict.fromkeys(sorted(kernel._extra), "carried")
+
+
+def restore(kernel: Any, state: dict[str, Any]) -> None:
+    """Let a kernel that is set up go on from a state."""
+    theirs, ours = (state["kernel"], state["sizes"]), (type(kernel).__name__, _sizes(kernel))
+    if theirs != ours:
+        raise ValueError(
+            f"the state to resume comes from a chain with (kernel, sites and plates) {theirs}, and this one has "
+            f"{ours}: resume with the kernel, model and data that the state comes from"
+        )
+    if kernel._warmup_steps:
+        raise ValueError(
+            f"warmup_steps={kernel._warmup_steps} for a chain that goes on from a loaded state: give MCMC "
+            "warmup_steps=0"
+        )
+    kernel._step = state["step"]
+    kernel._position = kernel._flatten(state["params"])
+    kernel._extra = {name: value.clone() for name, value in state["extra"].items()}
+    kernel._energy, kernel._grad = state["energy"].clone(), state["gradient"].clone()
+    for name, stream in kernel._streams.items():
+        stream.load_state_dict(state["streams"][name])
+    torch.set_rng_state(state["generator"])
+    if state["cuda_generator"] is not None:
+        torch.cuda.set_rng_state(state["cuda_generator"], kernel._position.device)
+    kernel._last = kernel._unflatten(kernel._position)

@@ -5,7 +5,8 @@ says, with ``r ~ N(0, resample_scale M)`` every `resample_every` gradient steps.
 
 References: Chen, Fox & Guestrin (2014), Stochastic gradient Hamiltonian Monte Carlo; Leimkuhler & Matthews (2013),
 Rational construction of stochastic numerical methods for molecular sampling; Wenzel et al. (2020), How good is
-the Bayes posterior in deep neural networks really?
+the Bayes posterior in deep neural networks really?; Springenberg, Klein, Falkner & Hutter (2016), Bayesian
+optimization with robust Bayesian neural networks.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,9 +15,18 @@ from typing import Any
 from torch import Tensor
 
 from bnn_ppl import updates
+from bnn_ppl.pyro import adaptation
 from bnn_ppl.pyro.kernel import StochasticGradientKernel
+from bnn_ppl.pyro.statistics import momentum_statistics
 from bnn_ppl.schedules import Schedule
-from bnn_ppl.settings import INTEGRATORS, SGHMCSettings, learning_rate_arguments, norm_adjusting_arguments
+from bnn_ppl.settings import (
+    ADAPTED_MASSES,
+    INTEGRATORS,
+    SGHMCSettings,
+    learning_rate_arguments,
+    norm_adjusting_arguments,
+)
+from bnn_ppl.statistics import MOMENTUM, POSITION
 
 
 class SGHMC(StochasticGradientKernel):
@@ -34,7 +44,11 @@ class SGHMC(StochasticGradientKernel):
     friction
         C, above 0. The momentum forgets over the time M / C, that is over M / (C h) steps.
     mass
-        M, above 0; a number, or a dict by site name.
+        M, above 0; a number, or a dict by site name. ``"adapt"``: one for each site, as its root mean square gradient
+        over the smallest of all sites (Wenzel et al.), from a moving average in the warm-up, renewed at each of its
+        draws and fixed after it. ``"adapt_coordinates"``: one for each coordinate, as its root mean square gradient
+        over the mean of all (Springenberg et al.), averaged over about 1000 steps. With both, **friction is per unit
+        of mass**: C / M is the same for all.
     temperature
         T of the target p(theta, y)^(1/T), at least 0; a number or a callable. 1 is the posterior, 0 is SGD with
         momentum.
@@ -43,6 +57,10 @@ class SGHMC(StochasticGradientKernel):
     resample_scale
         Variance of the redrawn momentum over the mass; a number or a callable. None is the temperature, which
         preserves the target; **any other value changes the target** to an effective temperature between the two.
+    resample_jitter
+        Redraw the momentum at pseudo-random gradient steps, each with probability 1 / `resample_every`, instead of
+        periodically: trajectories of one length can fail to mix where a motion returns after just that time. The steps
+        are the same for all chains and seeds.
     steps_per_draw
         Gradient steps between two draws of the host's MCMC.
     integrator
@@ -72,6 +90,14 @@ class SGHMC(StochasticGradientKernel):
     gradient_noise_variance
         V, variance of one component of the minibatch gradient of U (sum scale), subtracted from the injected
         noise; a number, or a dict by site name.
+    likelihood_temperature
+        L of p(theta) p(y | theta)^(1/L), above 0: a "power posterior", **which is another target** than that of
+        `temperature`, and may be combined with it. Needs a `model`.
+    control_variate
+        Reduces the noise of the minibatch gradients, for twice their cost: ``"svrg"`` compares each with that at the
+        position where the draw began, where all rows are visited once; a dict of values by site, such as an optimiser's
+        result in the user's coordinates, with that at this fixed centre. It pays where the chain stays near the centre,
+        as `bnn_ppl.diagnostics` tells; far away it adds noise. Needs a model with one subsampled plate.
     jit_compile
         Trace the gradient once and compile it with ``torch.compile``: slower to start, several times faster on
         small networks. The model must not branch on the values of tensors.
@@ -79,16 +105,13 @@ class SGHMC(StochasticGradientKernel):
     Raises
     ------
     ValueError
-        For arguments out of range here, and for models that cannot be sampled at the start of ``MCMC.run``.
+        For arguments out of range here, and for models that cannot be sampled, or no warm-up with adapted masses, at
+        the start of ``MCMC.run``.
 
     Notes
     -----
-    Each draw records, at its own position and with the minibatch there: `lp_minibatch` (minus the minibatch
-    potential), `step_size`, `temperature`, `kinetic_temperature` (r' M^-1 r / d), `configurational_temperature`
-    (theta' grad U / d), both by site too (`site_kinetic_temperature`, `site_configurational_temperature`, sites in
-    the order of their names), `position_norm_sq`, `position_momentum` (theta' r), `momentum_norm_sq`, `gradient_norm`,
-    all in unconstrained coordinates, and `diverging`: not finite at the end of the draw. Such a draw goes back to
-    where it started with a new momentum.
+    Each draw records the statistics of `bnn_ppl.statistics` at its own position, with the minibatch there, and
+    `diverging`: not finite at the end of the draw. Such a draw goes back to where it started with a new momentum.
 
     Examples
     --------
@@ -97,20 +120,7 @@ class SGHMC(StochasticGradientKernel):
     >>> mcmc.run(x, y)
     """
 
-    statistic_fields = (
-        "lp_minibatch",
-        "step_size",
-        "temperature",
-        "kinetic_temperature",
-        "configurational_temperature",
-        "site_kinetic_temperature",
-        "site_configurational_temperature",
-        "position_norm_sq",
-        "position_momentum",
-        "momentum_norm_sq",
-        "gradient_norm",
-        "diverging",
-    )
+    statistic_fields = (*POSITION, *MOMENTUM, "diverging")
     settings: SGHMCSettings
 
     def __init__(
@@ -120,10 +130,11 @@ class SGHMC(StochasticGradientKernel):
         *,
         step_size: float | Schedule,
         friction: float,
-        mass: float | Mapping[str, float] = 1.0,
+        mass: float | Mapping[str, float] | str = 1.0,
         temperature: float | Schedule = 1.0,
         resample_every: int | None = None,
         resample_scale: float | Schedule | None = None,
+        resample_jitter: bool = False,
         steps_per_draw: int = 1,
         integrator: str = "baoab",
         noise: str = "normal",
@@ -132,6 +143,8 @@ class SGHMC(StochasticGradientKernel):
         init_strategy: Callable | Mapping[str, Tensor] | None = None,
         minibatches: Iterable | None = None,
         gradient_noise_variance: float | Mapping[str, float] = 0.0,
+        likelihood_temperature: float = 1.0,
+        control_variate: str | Mapping[str, Tensor] | None = None,
         jit_compile: bool = False,
     ):
         settings = SGHMCSettings(
@@ -141,12 +154,15 @@ class SGHMC(StochasticGradientKernel):
             temperature=temperature,
             resample_every=resample_every,
             resample_scale=resample_scale,
+            resample_jitter=resample_jitter,
             steps_per_draw=steps_per_draw,
             integrator=integrator,
             noise=noise,
             subsampling=subsampling,
             batch_size=batch_size,
             gradient_noise_variance=gradient_noise_variance,
+            likelihood_temperature=likelihood_temperature,
+            control_variate=control_variate,
         )
         super().__init__(model, potential_fn, settings, init_strategy, minibatches, jit_compile)
 
@@ -159,7 +175,7 @@ class SGHMC(StochasticGradientKernel):
         learning_rate: float,
         momentum: float,
         num_data: int,
-        mass: float = 1.0,
+        mass: float | str = 1.0,
         integrator: str = "baoab",
         **arguments: Any,
     ) -> "SGHMC":
@@ -176,7 +192,8 @@ class SGHMC(StochasticGradientKernel):
         num_data
             N, the rows of the data.
         mass
-            M; it changes the scale of the momentum only.
+            M; it changes the scale of the momentum only. If adapted, l is that of coordinates of mass 1, and l / M
+            that of others.
         integrator
             ``"baoab"``: h = sqrt(2 l M / (N (1 + momentum))), C = -M log(momentum) / h;
             ``"symplectic_euler"``: h = sqrt(l M / N), C = (1 - momentum) M / h.
@@ -195,32 +212,52 @@ class SGHMC(StochasticGradientKernel):
         converted = learning_rate_arguments(learning_rate, momentum, num_data, mass, integrator)
         return cls(model, potential_fn, **converted, mass=mass, integrator=integrator, **arguments)
 
-    def start(self) -> dict[str, Tensor]:
-        """Momentum drawn from N(0, T M)."""
-        self._mass = self._per_coordinate(self.settings.mass)
+    def start(self, before: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """Momentum drawn from N(0, T M), with the adapted masses of a chain that starts anew."""
+        self._mass = self._per_coordinate(self.settings.given_mass)
         self._noise_variance = self._per_coordinate(self.settings.gradient_noise_variance)
         self._known: dict[tuple, updates.Coefficients] = {}
-        return {"momentum": self._fresh_momentum(self._value("temperature", self._step))}
+        adapted: dict[str, Tensor] = {}
+        if isinstance(self.settings.mass, str):
+            average = adaptation.begin(self._position, self.settings.adapts_until(self._warmup_steps))
+            mass = adaptation.masses(self.settings.mass, average, self._numels)  # all 1
+            adapted = before or {"mass": mass, **average}
+        return {**adapted, "momentum": self._fresh_momentum(self._value("temperature", self._step), adapted)}
 
-    def _fresh_momentum(self, scale: float) -> Tensor:
-        return self._noise() * (self._mass * scale) ** 0.5
+    def _fresh_momentum(self, scale: float, extra: dict[str, Tensor]) -> Tensor:
+        return self._noise() * (extra.get("mass", self._mass) * scale) ** 0.5
+
+    def begin_draw(self) -> None:
+        """Renew masses in the warm-up, with the gradient at hand as the next step will have it."""
+        kind, extra = self.settings.mass, self._extra
+        if not isinstance(kind, str) or self._step >= int(extra["until"]):
+            return
+        average = adaptation.averaged(extra, self._grad, self._step, ADAPTED_MASSES[kind])
+        mass = adaptation.masses(kind, average, self._numels)
+        self._extra = extra | {"mass": mass, "momentum": extra["momentum"] * (mass / extra["mass"]) ** 0.5}
+        self._known = {}
 
     def coefficients(self, step: int) -> updates.Coefficients:
         """Those of the integrator, after a momentum refresh where one is due."""
         settings = self.settings
         kick_fraction = 1.0
-        if settings.resample_every is not None and step % settings.resample_every == 0:
+        if isinstance(settings.mass, str):
+            self._extra = adaptation.averaged(self._extra, self._grad, step, ADAPTED_MASSES[settings.mass])
+        if settings.resample_every is not None and settings.refresh_is_due(step):
             name = "temperature" if settings.resample_scale is None else "resample_scale"
-            self._extra["momentum"] = self._fresh_momentum(self._value(name, step))
+            self._extra["momentum"] = self._fresh_momentum(self._value(name, step), self._extra)
             kick_fraction = 0.5
         changing = (self._value("step_size", step), self._value("temperature", step), kick_fraction)
         if changing not in self._known:
             if len(self._known) > 1:
                 self._known.clear()
             step_size, temperature, _ = changing
-            self._known[changing] = INTEGRATORS[settings.integrator].coefficients(
+            known = INTEGRATORS[settings.integrator].coefficients(
                 step_size, settings.friction, self._mass, temperature, self._noise_variance, kick_fraction
             )
+            if "mass" in self._extra:
+                known = updates.at_adapted_mass(known, self._extra["mass"])
+            self._known[changing] = known
         return self._known[changing]
 
     def move(
@@ -231,26 +268,12 @@ class SGHMC(StochasticGradientKernel):
         position, momentum = integrate(
             position, extra["momentum"], gradient, noise, updates.Coefficients(*coefficients)
         )
-        return position, {"momentum": momentum}
+        return position, extra | {"momentum": momentum}
 
-    def statistics(self, step: int) -> dict[str, Any]:
-        """Statistics of a draw at its own position."""
-        position, momentum, gradient = self._position, self._extra["momentum"], self._grad
-        configurational = self._by_site(position * gradient)
-        kinetic = self._by_site(momentum * momentum / self._mass)
-        return {
-            "lp_minibatch": -float(self._energy),
-            "step_size": self._value("step_size", step),
-            "temperature": self._value("temperature", step),
-            "kinetic_temperature": kinetic[0],
-            "configurational_temperature": configurational[0],
-            "site_kinetic_temperature": kinetic[1],
-            "site_configurational_temperature": configurational[1],
-            "position_norm_sq": float(position @ position),
-            "position_momentum": float(position @ momentum),
-            "momentum_norm_sq": float(momentum @ momentum),
-            "gradient_norm": float(gradient.norm()),
-        }
+    def statistics(self) -> dict[str, Any]:
+        """Statistics of the momentum."""
+        mass = self._extra.get("mass", self._mass)
+        return momentum_statistics(self._position, self._extra["momentum"], self._grad, mass, self._numels)
 
 
 def norm_adjusting_sghmc(

@@ -1,10 +1,10 @@
 """Stochastic gradient Langevin dynamics, tempered: ``theta += -h g~ + sqrt(2 h T) xi``, see `bnn_ppl.updates`.
 
-Reference: Welling & Teh (2011), Bayesian learning via stochastic gradient Langevin dynamics; their epsilon is 2 h.
+References: Welling & Teh (2011), Bayesian learning via stochastic gradient Langevin dynamics; their epsilon is 2 h.
+Leimkuhler & Matthews (2013), Rational construction of stochastic numerical methods for molecular sampling.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from bnn_ppl import updates
 from bnn_ppl.pyro.kernel import StochasticGradientKernel
 from bnn_ppl.schedules import Schedule
 from bnn_ppl.settings import SGLDSettings
+from bnn_ppl.statistics import POSITION
 
 
 class SGLD(StochasticGradientKernel):
@@ -31,6 +32,9 @@ class SGLD(StochasticGradientKernel):
         T of the target p(theta, y)^(1/T), at least 0; a number or a callable. 1 is the posterior, 0 is SGD.
     steps_per_draw
         Gradient steps between two draws of the host's MCMC.
+    integrator
+        ``"euler"``, or ``"lm"`` (Leimkuhler and Matthews), which carries its noise over a step: no bias of the variance
+        on a Gaussian, whatever the step size, for full-data gradients or little noise in them.
     noise
         ``"normal"``; NumPyro has a cheaper ``"fast"``.
     subsampling
@@ -56,6 +60,14 @@ class SGLD(StochasticGradientKernel):
     gradient_noise_variance
         V, variance of one component of the minibatch gradient of U (sum scale), subtracted from the injected
         noise; a number, or a dict by site name.
+    likelihood_temperature
+        L of p(theta) p(y | theta)^(1/L), above 0: a "power posterior", **which is another target** than that of
+        `temperature`, and may be combined with it. Needs a `model`.
+    control_variate
+        Reduces the noise of the minibatch gradients, for twice their cost: ``"svrg"`` compares each with that at the
+        position where the draw began, where all rows are visited once; a dict of values by site, such as an optimiser's
+        result in the user's coordinates, with that at this fixed centre. It pays where the chain stays near the centre,
+        as `bnn_ppl.diagnostics` tells; far away it adds noise. Needs a model with one subsampled plate.
     jit_compile
         Trace the gradient once and compile it with ``torch.compile``: slower to start, several times faster on
         small networks. The model must not branch on the values of tensors.
@@ -67,20 +79,10 @@ class SGLD(StochasticGradientKernel):
 
     Notes
     -----
-    Each draw records `lp_minibatch`, `step_size`, `temperature`, `configurational_temperature`,
-    `site_configurational_temperature`, `position_norm_sq`, `gradient_norm` and `diverging`, as `SGHMC` does.
+    Each draw records the statistics of `bnn_ppl.statistics` but those of momenta, and `diverging`, as `SGHMC` does.
     """
 
-    statistic_fields = (
-        "lp_minibatch",
-        "step_size",
-        "temperature",
-        "configurational_temperature",
-        "site_configurational_temperature",
-        "position_norm_sq",
-        "gradient_norm",
-        "diverging",
-    )
+    statistic_fields = (*POSITION, "diverging")
     settings: SGLDSettings
 
     def __init__(
@@ -91,29 +93,35 @@ class SGLD(StochasticGradientKernel):
         step_size: float | Schedule,
         temperature: float | Schedule = 1.0,
         steps_per_draw: int = 1,
+        integrator: str = "euler",
         noise: str = "normal",
         subsampling: str = "epoch",
         batch_size: int | Mapping[str, int] | None = None,
         init_strategy: Callable | Mapping[str, Tensor] | None = None,
         minibatches: Iterable | None = None,
         gradient_noise_variance: float | Mapping[str, float] = 0.0,
+        likelihood_temperature: float = 1.0,
+        control_variate: str | Mapping[str, Tensor] | None = None,
         jit_compile: bool = False,
     ):
         settings = SGLDSettings(
             step_size=step_size,
             temperature=temperature,
             steps_per_draw=steps_per_draw,
+            integrator=integrator,
             noise=noise,
             subsampling=subsampling,
             batch_size=batch_size,
             gradient_noise_variance=gradient_noise_variance,
+            likelihood_temperature=likelihood_temperature,
+            control_variate=control_variate,
         )
         super().__init__(model, potential_fn, settings, init_strategy, minibatches, jit_compile)
 
-    def start(self) -> dict[str, Tensor]:
-        """Nothing moves besides the position."""
+    def start(self, before: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """The noise of the step before, where the integrator carries it."""
         self._noise_variance = self._per_coordinate(self.settings.gradient_noise_variance)
-        return {}
+        return {"noise": self._noise()} if self.settings.integrator == "lm" else {}
 
     def coefficients(self, step: int) -> tuple[Tensor | float, ...]:
         """Step size and scale of the noise."""
@@ -125,19 +133,8 @@ class SGLD(StochasticGradientKernel):
         self, position: Tensor, extra: dict[str, Tensor], gradient: Tensor, noise: Tensor, coefficients: Sequence
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """One step."""
-        step_size, noise_scale = coefficients
-        return updates.sgld(position, gradient, noise, step_size=step_size, noise_scale=noise_scale), extra
-
-    def statistics(self, step: int) -> dict[str, Any]:
-        """Statistics of a draw at its own position."""
-        position, gradient = self._position, self._grad
-        configurational = self._by_site(position * gradient)
-        return {
-            "lp_minibatch": -float(self._energy),
-            "step_size": self._value("step_size", step),
-            "temperature": self._value("temperature", step),
-            "configurational_temperature": configurational[0],
-            "site_configurational_temperature": configurational[1],
-            "position_norm_sq": float(position @ position),
-            "gradient_norm": float(gradient.norm()),
-        }
+        numbers = dict(zip(("step_size", "noise_scale"), coefficients, strict=True))
+        if not extra:
+            return updates.sgld(position, gradient, noise, **numbers), extra
+        moved = updates.leimkuhler_matthews(position, gradient, noise, extra["noise"], **numbers)
+        return moved, {"noise": noise}

@@ -24,7 +24,9 @@ def float64():
 
 
 def make_kernel(scheme, model=None, **arguments):
-    return SGLD(model, **arguments) if scheme == "sgld" else SGHMC(model, integrator=scheme, **arguments)
+    if scheme in laws.OVERDAMPED:
+        return SGLD(model, integrator="euler" if scheme == "sgld" else scheme, **arguments)
+    return SGHMC(model, integrator=scheme, **arguments)
 
 
 def run(kernel, *args, draws, warmup=0, start=None, seed=0, chains=1, method="vectorized"):
@@ -101,6 +103,19 @@ def test_gradient_noise(scheme, subsampling):
     cases.assert_scores(cases.gradient_noise_scores(theta, r, scheme, arguments, cases.V, subsampling))
 
 
+@pytest.mark.parametrize("scheme", ["sgld", "baoab"])
+def test_cooled_likelihood(scheme):
+    """p(theta) p(y | theta)^(1/L) has the curvature 1 + 1/L, and is tempered by T like any target."""
+    arguments = cases.GRADIENT_NOISE[scheme] | {"temperature": 0.5}
+    kernel = make_kernel(scheme, offset_model, likelihood_temperature=4.0, steps_per_draw=10, **arguments)
+    theta, r, _ = results(run(kernel, cases.offset_data(cases.V), draws=100, warmup=20))
+    scores = {}
+    for site in theta:
+        covariance = laws.stationary(cases.law(scheme, 1.25, arguments, site))
+        scores |= cases.moment_scores(site, theta[site], None if r is None else r[site], covariance)
+    cases.assert_scores(scores)
+
+
 @pytest.mark.parametrize("scheme", laws.SCHEMES)
 def test_compensated_gradient_noise(scheme):
     """With batch_size= on the full-data model, and V a number (SGLD, equal sites) or a dict."""
@@ -112,7 +127,7 @@ def test_compensated_gradient_noise(scheme):
         subsampling=subsampling,
         batch_size=cases.BATCH,
         steps_per_draw=cases.BATCHES,
-        gradient_noise_variance=variance["a"] if scheme == "sgld" else variance,
+        gradient_noise_variance=variance["a"] if scheme in laws.OVERDAMPED else variance,
         **arguments,
     )
     theta, r, _ = results(run(kernel, cases.offset_data(variance), draws=cases.NOISE_DRAWS, warmup=10))
@@ -313,7 +328,7 @@ def streamed(scheme, **arguments):
             numpyro.sample("y", dist.Normal(theta, scale).to_event(1), obs=y[rows])
 
     common = {"step_size": lambda step: 0.02 / (1 + 0.1 * step), "steps_per_draw": 2, "temperature": 0.7}
-    if scheme != "sgld":
+    if scheme in laws.UNDERDAMPED:
         common |= {"friction": 1.0, "resample_every": 3}
     return make_kernel(scheme, model, **(common | arguments))
 
@@ -326,7 +341,7 @@ def same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize(("scheme", "chains"), [("sgld", 1), ("baoab", 3), ("symplectic_euler", 1)])
+@pytest.mark.parametrize(("scheme", "chains"), [("sgld", 1), ("lm", 3), ("baoab", 3), ("symplectic_euler", 1)])
 def test_a_resumed_run_is_the_uninterrupted_run(scheme, chains):
     whole = results(run(streamed(scheme), Y, draws=10, chains=chains), True)
     first = run(streamed(scheme), Y, draws=5, chains=chains)
@@ -339,7 +354,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(scheme, chains):
         progress_bar=False,
     )
     second.post_warmup_state = first.last_state
-    fields = ("momentum",) if scheme != "sgld" else ()
+    fields = ("momentum",) if scheme in laws.UNDERDAMPED else ()
     second.run(first.last_state.rng_key, Y, extra_fields=fields)
     halves = (results(first, True), results(second, True))
     same(whole, jax.tree.map(lambda a, b: np.concatenate([a, b], 1), *halves))

@@ -14,7 +14,7 @@ from bnn_ppl import diagnostics as d
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from bnn_ppl.plots import plot_reliability, plot_temperatures
+from bnn_ppl.plots import plot_reliability, plot_temperatures, plot_weight_norm
 
 rng = np.random.default_rng(0)
 P = rng.dirichlet(np.ones(4), size=300)
@@ -41,6 +41,23 @@ def tree_of(momentum=True, by_site=False):
         statistics.attrs = {"integrator": "symplectic_euler", "friction": 2.0, "mass": 1.0}
     posterior = xr.Dataset({name: (("chain", "draw", f"{name}_dim"), z) for name, z in site.items()})
     return {"sample_stats": statistics, "posterior": posterior}
+
+
+def norms_of(chains, by_site=False):
+    """sample_stats of random positions, momenta and gradients at two sites."""
+    z, r, g = rng.normal(size=(3, chains, S, 2, D // 2))
+    products = {"position_norm_sq": z * z, "position_momentum": z * r, "momentum_norm_sq": r * r}
+    products |= {"momentum_gradient": r * g, "configurational_temperature": z * g, "kinetic_temperature": r * r}
+    statistics = xr.Dataset({"step_size": (("chain", "draw"), np.full((chains, S), 0.1))}, {"site": ["w0", "w1"]})
+    statistics["temperature"] = 10 * statistics["step_size"]
+    statistics["gradient_norm"] = ("chain", "draw"), np.sqrt((g**2).sum(axis=(2, 3)))
+    for name, product in products.items():
+        sums, size = product.sum(axis=3), D if name.endswith("temperature") else 1
+        statistics[name] = ("chain", "draw"), sums.sum(axis=2) / size
+        if by_site:
+            statistics[f"site_{name}"] = ("chain", "draw", "site"), 2 * sums / size if size > 1 else sums
+    statistics.attrs = {"integrator": "baoab", "friction": 2.0, "mass": 1.0, "steps_per_draw": 1}
+    return {"sample_stats": statistics}
 
 
 def lines(ax):
@@ -101,7 +118,43 @@ def test_temperatures_of_a_site_and_without_momentum():
     assert ax.get_ylabel() == "configurational temperature"
 
 
+@pytest.mark.parametrize("chains", [1, 9])
+def test_weight_norm_shows_moments_and_rates(chains):
+    tree = norms_of(chains)
+    found = d.weight_norm(tree).sel(part="all")
+    axes = plot_weight_norm(tree)
+    assert axes.shape == (2, 3)
+    labels = [r"$\|\theta\|^2$", r"$\theta^\top r$", r"$\|r\|^2$"]
+    assert [ax.get_ylabel() for ax in axes[0]] == labels
+    assert [ax.get_ylabel() for ax in axes[1]] == [f"d/dt {label}" for label in labels]
+    for (above, below), moment in zip(axes.T, found["moment"].values, strict=True):
+        one = found.sel(moment=moment)
+        track = np.array([found["time"], one["moments"].mean("chain")])
+        np.testing.assert_array_equal(lines(above)["mean over chains"], track)
+        np.testing.assert_array_equal(lines(below)["measured"][1], one["measured_rate"])
+        np.testing.assert_array_equal(lines(below)["Fokker-Planck"][1], one["predicted_rate"])
+        assert ("at stationarity" in lines(above)) == (moment != "position_norm_sq")
+        assert len(above.collections) == len(below.collections) == (chains > 1)
+        assert below.get_xlabel() == "time (steps × step size)"
+    assert lines(axes[0, 2])["at stationarity"][1][0] == pytest.approx(D)
+    axes[0, 0].figure.canvas.draw()
+
+
+def test_weight_norm_of_a_site_on_given_axes():
+    tree, (_, given) = norms_of(3, by_site=True), plt.subplots(2, 3)
+    axes = plot_weight_norm(tree, part="w1", friction=0.1, ax=given)
+    assert axes is given
+    shown = lines(axes[0, 0])["mean over chains"][1]
+    np.testing.assert_allclose(shown, tree["sample_stats"]["site_position_norm_sq"][..., 1].mean("chain"))
+    assert "Fokker-Planck" in lines(axes[1, 1])
+    assert "Fokker-Planck" not in lines(axes[1, 2])
+
+
 def test_bad_arguments():
+    with pytest.raises(ValueError, match=re.escape("part must be one of ['all'], got 'w7'")):
+        plot_weight_norm(norms_of(1), part="w7")
+    with pytest.raises(ValueError, match=re.escape("ax must have the shape (2, 3), for three norms and their rates")):
+        plot_weight_norm(norms_of(1), ax=plt.subplots(3)[1])
     with pytest.raises(ValueError, match=re.escape("part must be one of ['all'], got 'w7'")):
         plot_temperatures(tree_of(), part="w7")
     with pytest.raises(ValueError, match="ax must have 2 Axes, for kinetic and configurational, got 1"):
