@@ -323,7 +323,7 @@ def streamed(scheme, **arguments):
         with pyro.plate("data", cases.COUNT_ROWS, subsample_size=cases.COUNT_BATCH) as rows:
             pyro.sample("y", dist.Normal(theta, scale).to_event(1), obs=y[rows])
 
-    common = {"step_size": lambda step: 0.02 / (1 + 0.1 * step), "steps_per_draw": 2, "temperature": 0.7}
+    common = {"step_size": lambda step: 0.01 / (1 + 0.1 * step), "steps_per_draw": 2, "temperature": 0.7}
     if scheme in laws.UNDERDAMPED:
         common |= {"friction": 1.0, "resample_every": 3}
     return make_kernel(scheme, model, **(common | arguments))
