@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from bnn_ppl.schedules import check_count, check_values, value_at
+
 _NO_BIAS = 0.5
 
 
@@ -86,7 +88,7 @@ def advise(
     """
     scheme = getattr(settings, "integrator", "baoab")
     friction = getattr(settings, "friction", None)
-    temperature, own = float(settings.temperature_at(0)), float(_first(settings.step_size))
+    temperature, own = float(settings.temperature_at(0)), float(value_at(settings.step_size, 0))
     share = tolerance / (1.0 + tolerance)
     if friction is None:
         stable = 2.0 / curvature
@@ -102,10 +104,6 @@ def advise(
     return StepSizeAdvice(min(limits.values()), limits, curvature, noise, temperature + heat)
 
 
-def _first(schedule: Any) -> Any:
-    return schedule(0) if callable(schedule) else schedule
-
-
 def _underdamped(curvature: float, rate: float, scheme: str, share: float) -> float:
     """Step size at which the stability (share 1) or the bias (share e / (1 + e)) of an underdamped scheme ends."""
     if scheme == "symplectic_euler":  # h^2 k + 2 share h rate = 4 share
@@ -114,8 +112,13 @@ def _underdamped(curvature: float, rate: float, scheme: str, share: float) -> fl
     return float(np.sqrt((4.0 if share == 1.0 else _NO_BIAS) / curvature))
 
 
-def check_kernel(kernel: Any) -> None:
-    """Raise a ValueError for a kernel about which `suggest_step_size` knows nothing."""
+def check_request(kernel: Any, tolerance: Any, num_batches: Any, num_iterations: Any) -> None:
+    """Raise a ValueError for arguments out of range, or a kernel about which `suggest_step_size` knows nothing."""
+    check_values("tolerance", tolerance, (), positive=True)
+    check_count("num_iterations", num_iterations)
+    check_count("num_batches", num_batches)
+    if num_batches == 1:
+        raise ValueError("num_batches must be at least 2, to see the noise between them, got 1")
     settings: Any = getattr(kernel, "settings", None)
     if not (hasattr(settings, "friction") or hasattr(settings, "integrator")):
         raise ValueError(f"kernel must be SGLD, SGHMC or SGNHT, got {type(kernel).__name__}")

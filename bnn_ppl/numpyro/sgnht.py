@@ -104,8 +104,8 @@ class SGNHT(StochasticGradientKernel):
     control_variate
         Reduces the noise of the minibatch gradients, for twice their cost: ``"svrg"`` compares each with that at the
         position where the draw began, where all rows are visited once; a dict of values by site, such as an optimiser's
-        result in the user's coordinates, with that at this fixed centre. It pays where the chain stays near the centre,
-        as `bnn_ppl.diagnostics` tells; far away it adds noise. Needs a model with one subsampled plate.
+        result in the user's coordinates, with that at this fixed centre. It pays where the chain stays near the centre;
+        far away it adds noise. Needs a model with one subsampled plate.
 
     Raises
     ------

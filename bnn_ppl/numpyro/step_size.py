@@ -16,9 +16,8 @@ from jax import Array, lax, random
 from bnn_ppl.numpyro import noise
 from bnn_ppl.numpyro.kernel import Keys, StochasticGradientKernel
 from bnn_ppl.numpyro.trees import dot, draw_noise, leaf_names, number_of_coordinates
-from bnn_ppl.schedules import check_count, check_values
 from bnn_ppl.settings import at_site
-from bnn_ppl.step_sizes import StepSizeAdvice, advise, check_kernel
+from bnn_ppl.step_sizes import StepSizeAdvice, advise, check_request
 
 
 def suggest_step_size(
@@ -42,7 +41,8 @@ def suggest_step_size(
     tolerance
         Relative error of variances that is aimed at, above 0.
     num_batches
-        Minibatches that are averaged, at least 2; a model without subsampled plates has one.
+        Minibatches that are averaged, at least 2; a model without subsampled plates has one. Their noise is that
+        without `control_variate`.
     num_iterations
         Of the power iteration.
     seed
@@ -58,10 +58,7 @@ def suggest_step_size(
     ValueError
         If an argument is out of range, or the kernel has no model or adapts its mass.
     """
-    check_kernel(kernel)
-    check_values("tolerance", tolerance, (), positive=True)
-    check_count("num_batches - 1", num_batches - 1)
-    check_count("num_iterations", num_iterations)
+    check_request(kernel, tolerance, num_batches, num_iterations)
     rng_key = random.key(seed)
     state = kernel.init(rng_key, 0, None, args, kwargs)
     target = kernel._target(args, kwargs)

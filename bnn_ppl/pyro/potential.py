@@ -122,9 +122,8 @@ def potential_energy(
         Scalar.
     """
     density, values = _run(model, layout, z, batch, args, kwargs)
-    powers = dict.fromkeys(density.observed, 1.0 / likelihood_temperature) if likelihood_temperature != 1.0 else {}
-    terms = density.terms.items()
-    energy: Tensor = -sum(powers[n] * t.sum() if n in powers else t.sum() for n, t in terms)  # type: ignore[assignment]
+    terms = [t.sum() / likelihood_temperature if n in density.observed else t.sum() for n, t in density.terms.items()]
+    energy = -sum(terms[1:], terms[0])
     for name, transform in layout.constrain.items():
         energy = energy - temperature * transform.log_abs_det_jacobian(z[name], values[name]).sum()
     return energy

@@ -66,8 +66,8 @@ class SGLD(StochasticGradientKernel):
     control_variate
         Reduces the noise of the minibatch gradients, for twice their cost: ``"svrg"`` compares each with that at the
         position where the draw began, where all rows are visited once; a dict of values by site, such as an optimiser's
-        result in the user's coordinates, with that at this fixed centre. It pays where the chain stays near the centre,
-        as `bnn_ppl.diagnostics` tells; far away it adds noise. Needs a model with one subsampled plate.
+        result in the user's coordinates, with that at this fixed centre. It pays where the chain stays near the centre;
+        far away it adds noise. Needs a model with one subsampled plate.
     jit_compile
         Trace the gradient once and compile it with ``torch.compile``: slower to start, several times faster on
         small networks. The model must not branch on the values of tensors.

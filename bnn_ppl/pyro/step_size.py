@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from bnn_ppl.pyro.kernel import StochasticGradientKernel
-from bnn_ppl.schedules import check_count, check_values
-from bnn_ppl.step_sizes import StepSizeAdvice, advise, check_kernel
+from bnn_ppl.step_sizes import StepSizeAdvice, advise, check_request
 
 
 def suggest_step_size(
@@ -36,7 +35,8 @@ def suggest_step_size(
     tolerance
         Relative error of variances that is aimed at, above 0.
     num_batches
-        Minibatches that are averaged, at least 2; a model without subsampled plates has one.
+        Minibatches that are averaged, at least 2; a model without subsampled plates has one. Their noise is that
+        without `control_variate`.
     num_iterations
         Of the power iteration.
     seed
@@ -52,10 +52,7 @@ def suggest_step_size(
     ValueError
         If an argument is out of range, or the kernel has no model or adapts its mass.
     """
-    check_kernel(kernel)
-    check_values("tolerance", tolerance, (), positive=True)
-    check_count("num_batches - 1", num_batches - 1)
-    check_count("num_iterations", num_iterations)
+    check_request(kernel, tolerance, num_batches, num_iterations)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return _measured(kernel, args, kwargs, tolerance, num_batches, num_iterations)

@@ -77,12 +77,12 @@ def test_cycle_is_in_arviz_and_a_cycle_that_is_not_filled_is_told():
 
 
 def test_a_cyclic_momentum_scale_with_cycles_of_the_step():
-    """Large momenta explore at the start of each cycle; they are what the schedule says where they are redrawn."""
-    cycle = Cyclical(0.05, 8, exploration=0.5)
+    """Without a potential the momenta of a draw are those redrawn in the middle of its cycle, where the scale is 5."""
     scale = CosineRestarts(peak=9.0, cycle_length=8, floor=1.0)
-    kernel = SGHMC(model, step_size=cycle, friction=1e-6, resample_every=8, resample_scale=scale)
-    statistics = run(kernel, 0, 3, 20_000)[-1]
-    np.testing.assert_allclose(statistics["kinetic_temperature"], 9.0, rtol=0.1)
+    options = {"step_size": Cyclical(0.05, 8, exploration=0.5), "resample_scale": scale}
+    kernel = SGHMC(potential_fn=lambda z: 0.0 * z["x"].sum(), friction=1e-9, resample_every=4, **options)
+    statistics = run(kernel, 0, 3, start={"x": torch.zeros(cycles.UNITS)})[-1]
+    np.testing.assert_allclose(statistics["kinetic_temperature"], 5.0, rtol=4 * (2 / cycles.UNITS) ** 0.5)
 
 
 @pytest.mark.parametrize(

@@ -67,3 +67,5 @@ def test_bad_kernels(make, message):
 def test_bad_arguments():
     with pytest.raises(ValueError, match="tolerance must be finite and greater than 0, got 0"):
         suggest_step_size(SGLD(gaussian, step_size=0.1), tolerance=0)
+    with pytest.raises(ValueError, match=r"num_batches must be at least 2, .* got 1"):
+        suggest_step_size(SGLD(gaussian, step_size=0.1), num_batches=1)
