@@ -1,10 +1,12 @@
 """Time of one gradient step, ours and others', side by side in one run: prints the table of the README.
 
     python benchmarks/step_time.py [--backend numpyro|pyro] [--network mlp|lenet5|regression] [--rounds 7]
+                                   [--only NAME ...]
 
 The contestants of a network take turns for a few rounds; each keeps its fastest round, and the table gives ratios
 to the floor (a), the fastest compiled value and gradient of the same minibatch potential with the drawing and
-gathering of the minibatch, or to (d), an eager torch loop written by hand.
+gathering of the minibatch, or to (d), an eager torch loop written by hand. (e) are the other kernels, on the MLP;
+--only takes the beginnings of the contestants' names, of which the first is then the reference.
 """
 
 import argparse
@@ -14,13 +16,14 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from networks import INPUTS, SHAPES, B, N, data, forward_jax, forward_torch, weights
 
 STEPS = {  # enough for a run's own set-up not to show
     "numpyro": {"mlp": 8000, "lenet5": 200, "regression": 100_000},
-    "pyro": {"mlp": 4000, "lenet5": 240, "regression": 10_000},
+    "pyro": {"mlp": 8000, "lenet5": 600, "regression": 40_000},
 }
 
 
@@ -52,8 +55,9 @@ def numpyro_contestants(name: str) -> dict[str, Callable[[], int]]:
     import numpyro.distributions as dist
     from numpyro.infer import MCMC
 
-    from bnn_ppl.numpyro import SGHMC, minibatches
+    from bnn_ppl.numpyro import PSGLD, SGHMC, SGLD, SGNHT, minibatches
     from bnn_ppl.numpyro.convolutions import fast_convolutions
+    from bnn_ppl.schedules import Cyclical
 
     forward = forward_jax(name)
     start = {k: jnp.asarray(v) for k, v in weights(name).items()}
@@ -106,12 +110,13 @@ def numpyro_contestants(name: str) -> dict[str, Callable[[], int]]:
         jax.block_until_ready(descend(start, x, y))
         return steps
 
-    def ours(num_chains: int = 1, **arguments) -> Callable[[], int]:
-        arguments = {"step_size": 1e-5, "friction": 100.0, "steps_per_draw": 100} | arguments
+    sghmc = partial(SGHMC, friction=100.0)
+
+    def ours(make=sghmc, num_chains: int = 1, **arguments) -> Callable[[], int]:
         draws = max(steps // 100, 1)
-        kernel = SGHMC(model, **arguments)
+        kernel = make(model, **{"step_size": 1e-5, "steps_per_draw": 100} | arguments)
         method = "vectorized" if num_chains > 1 else "sequential"
-        mcmc = MCMC(kernel, num_warmup=0, num_samples=draws, num_chains=num_chains, chain_method=method)
+        mcmc = MCMC(kernel, num_warmup=1, num_samples=draws, num_chains=num_chains, chain_method=method)
 
         def run() -> int:
             with contextlib.redirect_stderr(io.StringIO()):
@@ -154,7 +159,17 @@ def numpyro_contestants(name: str) -> dict[str, Callable[[], int]]:
         "(c) blackjax sghmc, 2 steps a call": blackjax_sghmc(2),
     }
     if name == "mlp":
-        found |= {f"(b) SGHMC, {c} vectorized chains, per chain-step": ours(c) for c in (4, 16)}
+        found |= {f"(b) SGHMC, {c} vectorized chains, per chain-step": ours(num_chains=c) for c in (4, 16)}
+        cycles = {"step_size": Cyclical(1e-5, 1000, exploration=0.5, draws_per_cycle=5), "steps_per_draw": 1}
+        found |= {
+            "(e) SGLD": ours(SGLD),
+            '(e) SGLD, "lm"': ours(SGLD, integrator="lm"),
+            "(e) SGLD, Cyclical": ours(SGLD, **cycles),
+            "(e) SGHMC": ours(),
+            "(e) SGNHT": ours(partial(SGNHT, friction=100.0)),
+            "(e) PSGLD": ours(PSGLD),
+            '(e) SGHMC, mass="adapt"': ours(mass="adapt"),
+        }
     return found
 
 
@@ -165,7 +180,7 @@ def pyro_contestants(name: str) -> dict[str, Callable[[], int]]:
     import torch
     from pyro.infer import MCMC
 
-    from bnn_ppl.pyro import SGHMC
+    from bnn_ppl.pyro import PSGLD, SGHMC, SGLD, SGNHT
 
     forward = forward_torch(name)
     start = {k: torch.tensor(v) for k, v in weights(name, channels_first=True).items()}
@@ -204,11 +219,13 @@ def pyro_contestants(name: str) -> dict[str, Callable[[], int]]:
                     v.add_(momenta[k], alpha=h)
         return steps
 
-    def ours(**arguments) -> Callable[[], int]:
-        kernel = SGHMC(model, step_size=1e-5, friction=100.0, steps_per_draw=steps // 2, **arguments)
+    sghmc = partial(SGHMC, friction=100.0)
+
+    def ours(make=sghmc, **arguments) -> Callable[[], int]:
+        kernel = make(model, step_size=1e-5, steps_per_draw=steps // 2, **arguments)
 
         def run() -> int:
-            mcmc = MCMC(kernel, num_samples=2, warmup_steps=0, disable_progbar=True, initial_params=dict(start))
+            mcmc = MCMC(kernel, num_samples=1, warmup_steps=1, disable_progbar=True, initial_params=dict(start))
             mcmc.run(x, y)
             return steps // 2 * 2
 
@@ -224,12 +241,22 @@ def pyro_contestants(name: str) -> dict[str, Callable[[], int]]:
             state, _ = transform.update(state, (x[rows], y[rows]), inplace=True)
         return steps
 
-    return {
+    found = {
         "(d) eager torch loop by hand": eager,
         "(b) SGHMC": ours(),
         "(b) SGHMC, jit_compile=True": ours(jit_compile=True),
         "(c) posteriors baoa": posteriors_baoa,
     }
+    if name == "mlp":
+        found |= {
+            "(e) SGLD": ours(SGLD),
+            '(e) SGLD, "lm"': ours(SGLD, integrator="lm"),
+            "(e) SGHMC": ours(),
+            "(e) SGNHT": ours(partial(SGNHT, friction=100.0)),
+            "(e) PSGLD": ours(PSGLD),
+            '(e) SGHMC, mass="adapt"': ours(mass="adapt"),
+        }
+    return found
 
 
 def main() -> None:
@@ -237,17 +264,17 @@ def main() -> None:
     parser.add_argument("--backend", choices=["numpyro", "pyro"], nargs="*", default=["numpyro", "pyro"])
     parser.add_argument("--network", choices=list(INPUTS), nargs="*", default=list(INPUTS))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", nargs="*", default=[""])
     options = parser.parse_args()
     os.environ.pop("CI", None)  # with it NumPyro switches its progress bar off, and then compiles at every run
     warnings.simplefilter("ignore")
     for backend in options.backend:
         for name in options.network:
             found = {"numpyro": numpyro_contestants, "pyro": pyro_contestants}[backend](name)
+            found = {key: run for key, run in found.items() if key.startswith(tuple(options.only))}
             best = turns(found, options.rounds)
-            reference = next(iter(found))
-            if backend == "numpyro":
-                floors = [key for key in found if key.startswith("(a)")]
-                reference = min(floors, key=best.__getitem__)
+            floors = [key for key in found if key.startswith("(a)")] or list(found)[:1]
+            reference = min(floors, key=best.__getitem__)
             report(f"{backend}, {name}", reference, best)
 
 

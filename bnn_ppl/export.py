@@ -36,6 +36,7 @@ def to_arviz(
     coords: Mapping[str, Any] | None = None,
     rows: Any = None,
     batch_size: int | Mapping[str, int] | None = None,
+    noise_batches: int | None = None,
     seed: int = 0,
 ) -> Any:
     """Draws, statistics and data of a finished MCMC, as what the installed ArviZ works with.
@@ -64,15 +65,20 @@ def to_arviz(
     batch_size
         Rows in a chunk of these two groups: an int for each subsampled plate, or a dict by plate name. By default
         as many as in a minibatch; more are faster and take more memory.
+    noise_batches
+        Minibatches on which to measure the gradient noise at the last draw of each chain, at least 2, for
+        `bnn_ppl.diagnostics.bias_certificate`; by default it is not measured.
     seed
-        Seed of the predictions. The hosts' own random states are left alone.
+        Seed of the predictions and of these minibatches. The hosts' own random states are left alone.
 
     Returns
     -------
     arviz.InferenceData or xarray.DataTree
         With ArviZ 0.x the first, with 1.x the second. Groups: `posterior`, shapes (chain, draw, ...);
         `sample_stats`, shapes (chain, draw), where the statistic `lp_minibatch` is named `lp` if each "minibatch"
-        was the full data; `observed_data` and `constant_data`, all rows; and on request `log_likelihood` (chain,
+        was the full data, and with `noise_batches` `gradient_noise` (chain, site), the variance of a component of the
+        minibatch gradient (sum scale) over minibatches, averaged over the coordinates of the site, whose number is
+        `site_size` (site); `observed_data` and `constant_data`, all rows; and on request `log_likelihood` (chain,
         draw, rows) and `posterior_predictive` (chain, draw, rows, ...). The kernel's settings are in the
         attributes of the first two.
 
@@ -114,6 +120,7 @@ def to_arviz(
             f"rows={rows!r}, batch_size={batch_size!r} have no effect without log_likelihood=True or "
             "posterior_predictive=True: leave them out"
         )
+    _check_noise_batches(noise_batches, results)
     plan = _Plan(results, _check_rows(rows, results), _chunk_sizes(batch_size, results.plates))
     labels = Labels(results, dims, coords)
 
@@ -122,6 +129,10 @@ def to_arviz(
         "posterior": labels.dataset(posterior, _SAMPLE_DIMS),
         "sample_stats": labels.dataset(results.statistics, _SAMPLE_DIMS),
     }
+    if noise_batches is not None:
+        noise, sizes = side.gradient_noise(mcmc, noise_batches, seed)
+        groups["sample_stats"]["gradient_noise"] = ("chain", "site"), noise
+        groups["sample_stats"]["site_size"] = ("site",), sizes
     for name in ("posterior", "sample_stats"):
         groups[name].attrs |= _attributes(results.settings)
     # A host's factor has a log density but no values.
@@ -147,6 +158,22 @@ def to_arviz(
     for group in groups.values():
         group.attrs |= results.libraries
     return _for_arviz(xr.DataTree.from_dict(groups))
+
+
+def _check_noise_batches(count: int | None, results: Any) -> None:
+    if count is None:
+        return
+    check_count("noise_batches", count)
+    if count == 1:
+        raise ValueError("noise_batches must be at least 2, to see the noise between them, got 1")
+    subsampled = any(plate.subsampled for plate in results.plates.values())
+    if results.model is None or "steps_per_draw" not in results.settings or not subsampled:
+        raise ValueError(
+            f"noise_batches={count!r} needs a kernel of this library with data in memory and a subsampled plate: leave "
+            "it out"
+        )
+    if results.settings["control_variate"] is not None:
+        raise ValueError(f"noise_batches={count!r} does not know the noise under control_variate: leave it out")
 
 
 def _for_arviz(tree: xr.DataTree) -> Any:

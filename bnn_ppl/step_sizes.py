@@ -1,4 +1,4 @@
-"""How large a step may be: limits from the curvature and from the noise of the gradients.
+"""How large a step may be: limits from the curvature, and what the noise of the gradients adds to the temperature.
 
 With k the largest eigenvalue of M^-1/2 H M^-1/2 for the Hessian H of U, V the variance of a component of the minibatch
 gradient (sum scale) averaged over coordinates, and a tolerance e for the relative error of a variance on a Gaussian::
@@ -11,14 +11,20 @@ gradient (sum scale) averaged over coordinates, and a tolerance e for the relati
 
 a = h C / M. The bound 1/2 stands where a Gaussian has no bias: other targets do. The heat is that of directions that
 move slowly against the friction. These follow from the schemes' stationary laws on a Gaussian, see `bnn_ppl.updates`.
+
+The heat over T is also the ratio of the variances of the two noises in a step, that of the gradient (h^2 V) and the
+injected one: h V / (2 T) for SGLD, h V / (2 C T) for SGHMC and SGNHT.
 """
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from bnn_ppl.schedules import check_count, check_values, value_at
+from bnn_ppl.settings import KernelSettings, SGNHTSettings, at_site
 
 _NO_BIAS = 0.5
 
@@ -93,15 +99,39 @@ def advise(
     if friction is None:
         stable = 2.0 / curvature
         bias = (2.0 * share if scheme == "euler" else _NO_BIAS) / curvature
-        heat = own * mean_noise / 2.0
-        by_noise = 2.0 * tolerance * temperature / mean_noise if mean_noise > 0 else np.inf
     else:
         stable, bias = (_underdamped(curvature, friction / mean_mass, scheme, part) for part in (1.0, share))
-        absorbed = not hasattr(settings, "integrator")  # SGNHT
-        heat = 0.0 if absorbed else own * mean_noise / (2.0 * friction)
-        by_noise = 2.0 * tolerance * temperature * friction / mean_noise if mean_noise > 0 and not absorbed else np.inf
+    heat = 0.0 if isinstance(settings, SGNHTSettings) else heat_of_noise(vars(settings), mean_noise)
+    by_noise = tolerance * temperature / heat if heat > 0 else np.inf
     limits = {"stability": 0.5 * float(stable), "bias": float(bias), "gradient noise": float(by_noise)}
-    return StepSizeAdvice(min(limits.values()), limits, curvature, noise, temperature + heat)
+    return StepSizeAdvice(min(limits.values()), limits, curvature, noise, temperature + own * heat)
+
+
+def heat_of_noise(settings: Mapping[str, Any], variance: Any) -> Any:
+    """Heat of gradient noise of some variance, by step size: V / 2 or V / (2 C); NaN under preconditioners."""
+    if "damping" in settings or isinstance(settings.get("mass"), str):
+        return np.nan * variance
+    return variance / (2.0 * settings.get("friction", 1.0))
+
+
+def warn_noise(settings: KernelSettings, noise: Mapping[Any, float], sizes: Mapping[Any, int]) -> None:
+    """Warn where the gradient noise at the start of a chain, V by site, exceeds the injected noise of a step.
+
+    `sizes` are the coordinates of each site.
+    """
+    temperature, step_size = float(settings.temperature_at(0)), float(value_at(settings.step_size, 0))
+    if temperature == 0 or isinstance(settings, SGNHTSettings):
+        return
+    rest = sum(sizes[n] * max(v - at_site(settings.gradient_noise_variance, n), 0.0) for n, v in noise.items())
+    ratio = step_size * heat_of_noise(vars(settings), rest / sum(sizes.values())) / temperature
+    if ratio > 1:
+        warnings.warn(
+            f"the noise of the minibatch gradients has {ratio:.3g} times the variance of the noise injected in a step, "
+            f"and may heat slow directions to {1 + ratio:.3g} times temperature={temperature:g}: lower step_size, take "
+            "larger batches or more friction, or see suggest_step_size and control_variate",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _underdamped(curvature: float, rate: float, scheme: str, share: float) -> float:

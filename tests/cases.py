@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests import laws
 
@@ -264,6 +265,59 @@ def step_sizes(SGLD, SGHMC, SGNHT) -> list[tuple]:
         ),
         (lambda model: SGNHT(model, **underdamped), 100, 0.2, 0.005**0.5),
     ]
+
+
+# ---- gradient noise that was measured: V / 2 or V / (2 C) by step size and temperature, with the mean V
+
+MEAN_V = (20.0 + 8.0) / 2
+DOMINATED = ("sgld", "sghmc", "partly compensated")
+NOT_DOMINATED = ("small step", "friction", "cold", "thermostat", "compensated")
+
+
+def assert_noise(statistics: Any, chains: int, batches: int) -> None:
+    """Against the variance that the rows were made for; rows are drawn with replacement."""
+    assert statistics["gradient_noise"].dims == ("chain", "site")
+    assert statistics["gradient_noise"].shape == (chains, len(V))
+    assert statistics["site_size"].values.tolist() == [v.shape[1] for v in offset_data(V).values()]
+    for site, variance in V.items():
+        size = int(statistics["site_size"].sel(site=site))
+        error = variance * (2.0 / (size * batches)) ** 0.5  # minibatch means are near normal
+        for value in statistics["gradient_noise"].sel(site=site).values:
+            assert abs(value - variance) < 5 * error
+
+
+def dominated(case: str, SGLD, SGHMC):
+    """A kernel of a model, and the ratio of gradient noise and injected noise."""
+    options = {"subsampling": "with_replacement"}
+    if case == "sgld":
+        return lambda model: (SGLD(model, step_size=0.3, **options), 0.3 * MEAN_V / 2)
+    if case == "sghmc":
+        return lambda model: (
+            SGHMC(model, step_size=0.3, friction=2.0, temperature=0.5, **options),
+            0.3 * MEAN_V / (2 * 2.0 * 0.5),
+        )
+    return lambda model: (
+        SGLD(model, step_size=0.3, gradient_noise_variance={"a": 6.0, "b": 4.0}, **options),
+        0.3 * (MEAN_V - 5.0) / 2,
+    )
+
+
+def not_dominated(case: str, SGLD, SGHMC, SGNHT):
+    """A kernel of a model."""
+    kernels = {
+        "small step": lambda model: SGLD(model, step_size=0.05),
+        "friction": lambda model: SGHMC(model, step_size=0.3, friction=10.0),
+        "cold": lambda model: SGLD(model, step_size=0.3, temperature=0.0),
+        "thermostat": lambda model: SGNHT(model, step_size=0.3, friction=1.0),
+        "compensated": lambda model: SGHMC(model, step_size=0.2, friction=2.5, gradient_noise_variance=V),
+    }
+    return kernels[case]
+
+
+def assert_ratio(found: Any, ratio: float) -> None:
+    """The warning's ratio is that of a variance from two minibatches of some twenty coordinates each."""
+    (text,) = {str(w.message) for w in found}
+    assert float(text.split("has ")[1].split(" times")[0]) == pytest.approx(ratio, rel=0.5)
 
 
 # ---- conjugate linear regression with minibatches

@@ -1,5 +1,6 @@
 """What draws are worth: scores of predictions, convergence of functions, temperatures. NumPy and xarray only."""
 
+from bnn_ppl.diagnostics.bias_certificate import bias_certificate
 from bnn_ppl.diagnostics.classification import (
     accuracy,
     brier,
@@ -51,6 +52,7 @@ __all__ = [
     "accuracy",
     "agreement",
     "batch_means_error",
+    "bias_certificate",
     "brier",
     "calibration_error",
     "classification_scores",

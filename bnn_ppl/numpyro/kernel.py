@@ -20,7 +20,6 @@ from numpyro.util import is_prng_key
 
 from bnn_ppl.batches import check_iterable
 from bnn_ppl.layout import check_centre, check_start_sites, check_target, only_plate
-from bnn_ppl.numpyro import minibatches as rows_of_plates
 from bnn_ppl.numpyro import noise, potential
 from bnn_ppl.numpyro.compilation import jit_over_data, loop
 from bnn_ppl.numpyro.control_variates import Control, control_at, corrected
@@ -28,12 +27,14 @@ from bnn_ppl.numpyro.convolutions import fast_convolutions
 from bnn_ppl.numpyro.initialization import as_strategy
 from bnn_ppl.numpyro.layout import Layout, inspect_model, warn_held, warn_not_finite
 from bnn_ppl.numpyro.loading import Loader
+from bnn_ppl.numpyro.minibatches import next_rows, start_stream
 from bnn_ppl.numpyro.plates import as_arrays, full_data
 from bnn_ppl.numpyro.potential import Evaluation, Target
 from bnn_ppl.numpyro.statistics import position_statistics
 from bnn_ppl.numpyro.trees import as_float, leaf_names, where
 from bnn_ppl.schedules import value_at
 from bnn_ppl.settings import KernelSettings, check_choice
+from bnn_ppl.step_sizes import warn_noise
 
 NOISES = ("normal", "fast")
 
@@ -179,16 +180,7 @@ class StochasticGradientKernel(MCMCKernel):
         """Rows of each plate at a gradient step, or the arrays of a batch, and the stream past them."""
         if self._loader is not None:
             return self._loader.batch(noise.seed_words(keys.data), step, before), stream
-        batch, rest = {}, {}
-        for i, (name, plate) in enumerate(sorted(plates.items())):
-            epoch, offset = stream[name]
-            shape = {"size": plate.size, "batch_size": plate.batch_size}
-            words = noise.seed_words(random.fold_in(keys.data, i))
-            batch[name] = rows_of_plates.indices(
-                words, epoch, offset, step, **shape, subsampling=self.settings.subsampling
-            )
-            rest[name] = rows_of_plates.advance(epoch, offset, **shape)
-        return batch, rest
+        return next_rows(plates, keys.data, stream, step, self.settings.subsampling)
 
     def init(
         self, rng_key: Array, num_warmup: int, init_params: Any, model_args: tuple, model_kwargs: dict | None
@@ -225,14 +217,17 @@ class StochasticGradientKernel(MCMCKernel):
             one_chain = partial(self._start_chain, args=args, kwargs=kwargs)
             if is_prng_key(rng_key):
                 return one_chain(rng_key, init_params)
-            return jax.vmap(one_chain, out_axes=self._axes)(rng_key, init_params)
+            return jax.vmap(one_chain, out_axes=(self._axes, 0))(rng_key, init_params)
 
         with validation_enabled(False):  # its messages name no site, and _check_finite's do
-            state = jit_over_data(start, *run)(rng_key, init_params)
+            state, spread = jit_over_data(start, *run)(rng_key, init_params)
             self._check_finite(state, *run)
             if follow_rows and not isinstance(state.lp_minibatch, jax.core.Tracer):
-                z = state.z if is_prng_key(rng_key) else jax.tree.map(lambda x: x[0], state.z)
+                z = state.z
+                if not is_prng_key(rng_key):
+                    z, spread = jax.tree.map(lambda x: x[0], (z, spread))
                 self._check_rows(layout, z, args, kwargs)
+                warn_noise(self.settings, spread, {name: leaf.size for name, leaf in z.items()})
         warn_not_finite(args, kwargs)
         return state
 
@@ -255,7 +250,8 @@ class StochasticGradientKernel(MCMCKernel):
                 "of that shape for each latent site"
             )
 
-    def _start_chain(self, rng_key: Array, init_params: Any, args: tuple, kwargs: dict) -> Any:
+    def _start_chain(self, rng_key: Array, init_params: Any, args: tuple, kwargs: dict) -> tuple[Any, Any]:
+        """State of a chain, and the variance of its minibatch gradients over the first two, by site."""
         key_start, key_extra, key_run = random.split(rng_key, 3)
         z = init_params
         if z is None:
@@ -264,7 +260,7 @@ class StochasticGradientKernel(MCMCKernel):
         z = jax.tree.map(as_float, z)
         step = jnp.int32(0)
         target = self._target(args, kwargs)
-        stream = {name: (jnp.int32(0), jnp.int32(0)) for name in target.plates}
+        stream = start_stream(target.plates)
         extra = self.start(noise.seed_words(key_extra), step, z, None)
         control = None
         if self.settings.control_variate is not None:
@@ -272,8 +268,20 @@ class StochasticGradientKernel(MCMCKernel):
             centre = self._centre(args, kwargs) if self.settings.control_variate != "svrg" else z
             control = control_at(target.energy, plate, centre)
         keys, temperature = Keys(*random.split(key_run, 3)), self.settings.temperature_at(step)
-        now, stream = self._evaluate(target, keys, stream, step, z, jnp.zeros(()), temperature, control)
-        return self.state_type(
+
+        def evaluate(carry: tuple, _: None) -> tuple[tuple, tuple]:
+            step, stream = carry
+            now, stream = self._evaluate(target, keys, stream, step, z, jnp.zeros(()), temperature, control)
+            return (step + 1, stream), (now, stream)
+
+        spread = {}
+        if target.plates and self._loader is None:  # one compiled gradient for both
+            found = lax.scan(evaluate, (step, stream), None, length=2)[1]
+            now, stream = jax.tree.map(lambda x: x[0], found)
+            spread = jax.tree.map(lambda g: ((g[1] - g[0]) ** 2).mean() / 2, found[0].gradient)
+        else:
+            _, (now, stream) = evaluate((step, stream), None)
+        state = self.state_type(
             step=step,
             z=z,
             stream=stream,
@@ -284,6 +292,7 @@ class StochasticGradientKernel(MCMCKernel):
             **extra,
             **self._statistics(step, z, extra, now),
         )
+        return state, spread
 
     def _centre(self, args: tuple, kwargs: dict) -> Any:
         """The fixed centre of the control variate, unconstrained."""
@@ -305,8 +314,7 @@ class StochasticGradientKernel(MCMCKernel):
             cause = "potential_fn"
         else:
             layout = self._layout(*self._arguments(args, kwargs))
-            stream = {name: (jnp.int32(0), jnp.int32(0)) for name in layout.subsampled}
-            keys = Keys(*random.split(rng_key, 3))
+            keys, stream = Keys(*random.split(rng_key, 3)), start_stream(layout.subsampled)
             batch, _ = self._minibatch(layout.subsampled, keys, stream, jnp.int32(0), jnp.zeros(()))
             args, kwargs = self._arguments(args, kwargs, batch)
             rows = batch if self._loader is None else layout.first_rows()

@@ -17,18 +17,42 @@ References
 """
 
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, random
 
-from bnn_ppl.numpyro.noise import hash_bits, mix
+from bnn_ppl.layout import Plate
+from bnn_ppl.numpyro.noise import hash_bits, mix, seed_words
 
 # Chi-square of pairs finds a bias for N below 50 with 8 rounds (2^23 keys), below about 20 with 10. Ranking
 # 32 words costs less than the network, ranking 64 several times as much.
 _RANKED_UP_TO = 32
 _ROUNDS = 10
+
+
+Stream = dict[str, tuple[Array, Array]]  # epoch and offset, int32 scalars, by plate
+
+
+def start_stream(plates: Mapping[str, Plate]) -> Stream:
+    """Where a chain's minibatches begin."""
+    return {name: (jnp.int32(0), jnp.int32(0)) for name in plates}
+
+
+def next_rows(
+    plates: Mapping[str, Plate], rng_key: Array, stream: Stream, step: Array, subsampling: str
+) -> tuple[dict[str, Array], Stream]:
+    """Rows of each plate at a gradient step, and the stream past them."""
+    batch, rest = {}, {}
+    for i, (name, plate) in enumerate(sorted(plates.items())):
+        epoch, offset = stream[name]
+        shape = {"size": plate.size, "batch_size": plate.batch_size}
+        words = seed_words(random.fold_in(rng_key, i))
+        batch[name] = indices(words, epoch, offset, step, **shape, subsampling=subsampling)
+        rest[name] = advance(epoch, offset, **shape)
+    return batch, rest
 
 
 def indices(

@@ -13,8 +13,11 @@ from numpyro.handlers import seed as seed_handler
 from numpyro.handlers import substitute, trace
 from numpyro.infer import MCMC
 from numpyro.primitives import Messenger
+from numpyro.util import is_prng_key
 
 from bnn_ppl.layout import Plate
+from bnn_ppl.numpyro.compilation import jit_over_data
+from bnn_ppl.numpyro.gradient_noise import gradient_noise as variance_of_gradient
 from bnn_ppl.numpyro.kernel import StochasticGradientKernel
 from bnn_ppl.numpyro.layout import plates_of
 from bnn_ppl.numpyro.plates import FullData, SetPlates, as_arrays
@@ -159,6 +162,24 @@ def _is_array(value: Any) -> bool:
 def arguments(results: Results) -> dict[str, np.ndarray]:
     """Array arguments of the model by name."""
     return {name: to_numpy(value) for name, value in results.arguments.items()}
+
+
+def gradient_noise(mcmc: MCMC, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Variance of the minibatch gradients at the last draws, shape (chain, site), and coordinates of the sites."""
+    kernel: Any = mcmc.sampler
+    args, kwargs = as_arrays((mcmc._args, mcmc._kwargs))
+    state = mcmc.last_state
+    one = is_prng_key(state.rng_key)
+    z = jax.tree.map(lambda x: x[None], state.z) if one else state.z
+    temperature = kernel.settings.temperature_at(jnp.max(state.step))
+
+    def over_chains(args: tuple, kwargs: dict, z: Any) -> dict[str, jax.Array]:
+        target = kernel._target(args, kwargs)
+        rest = temperature, random.key(seed), count, kernel.settings.subsampling
+        return lax.map(lambda z: variance_of_gradient(target, z, *rest), z)
+
+    found = jit_over_data(over_chains, args, kwargs)(z)
+    return np.stack([to_numpy(found[n]) for n in sorted(found)], -1), np.array([z[n][0].size for n in sorted(found)])
 
 
 def deterministics(results: Results) -> list[str]:

@@ -4,8 +4,6 @@ The largest eigenvalue is found by power iteration with products of the Hessian 
 the noise is the variance of the gradient over the same minibatches. The limits stand in `bnn_ppl.step_sizes`.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +12,9 @@ import numpy as np
 from jax import Array, lax, random
 
 from bnn_ppl.numpyro import noise
-from bnn_ppl.numpyro.kernel import Keys, StochasticGradientKernel
+from bnn_ppl.numpyro.gradient_noise import gradient_noise
+from bnn_ppl.numpyro.kernel import StochasticGradientKernel
+from bnn_ppl.numpyro.minibatches import next_rows, start_stream
 from bnn_ppl.numpyro.trees import dot, draw_noise, leaf_names, number_of_coordinates
 from bnn_ppl.settings import at_site
 from bnn_ppl.step_sizes import StepSizeAdvice, advise, check_request
@@ -64,34 +64,27 @@ def suggest_step_size(
     target = kernel._target(args, kwargs)
     z, settings = state.z, kernel.settings
     count = num_batches if target.plates else 1
-    keys = Keys(*random.split(rng_key, 3))
+    key_data = random.fold_in(rng_key, 2)
     temperature = settings.temperature_at(jnp.int32(0))
     masses = [at_site(getattr(settings, "mass", 1.0), name) for name in leaf_names(z)]
     roots = jax.tree.unflatten(jax.tree.structure(z), [float(m) ** -0.5 for m in masses])
 
-    def batches() -> list[Any]:
-        found, stream = [], {name: (jnp.int32(0), jnp.int32(0)) for name in target.plates}
-        for step in range(count):
-            batch, stream = kernel._minibatch(target.plates, keys, stream, jnp.int32(step), jnp.zeros(()))
-            found.append(batch)
-        return found
-
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches())
-
-    def over_batches(f: Callable) -> Any:
-        return lax.map(lambda item: f(item[0]), (stacked, jnp.arange(count)))  # without plates `stacked` is empty
-
-    def gradient(z: Any, batch: Any) -> Any:
-        return jax.grad(target.energy)(z, temperature, batch)
-
     def curved(v: Any) -> Any:
         """M^-1/2 H M^-1/2 v, averaged over the minibatches."""
         tangent = jax.tree.map(jnp.multiply, v, roots)
-        products = over_batches(lambda batch: jax.jvp(partial(gradient, batch=batch), (z,), (tangent,))[1])
-        return jax.tree.map(lambda p, root: p.mean(0) * root, products, roots)
+
+        def add(carry: tuple, step: Array) -> tuple[tuple, None]:
+            total, stream = carry
+            batch, stream = next_rows(target.plates, key_data, stream, step, settings.subsampling)
+            product = jax.jvp(lambda at: jax.grad(target.energy)(at, temperature, batch), (z,), (tangent,))[1]
+            return (jax.tree.map(jnp.add, total, product), stream), None
+
+        start = jax.tree.map(jnp.zeros_like, z), start_stream(target.plates)
+        (total, _), _ = lax.scan(add, start, jnp.arange(count, dtype=jnp.int32))
+        return jax.tree.map(lambda t, root: t / count * root, total, roots)
 
     @jax.jit
-    def measure() -> tuple[Array, list[Array]]:
+    def measure() -> tuple[Array, dict[Any, Array]]:
         def iterate(v: Any, _: None) -> tuple[Any, Array]:
             product = curved(v)
             length = jnp.sqrt(dot(product, product))
@@ -100,13 +93,13 @@ def suggest_step_size(
         start = draw_noise(noise.seed_words(random.fold_in(rng_key, 1)), jnp.int32(0), z, "normal")
         start = jax.tree.map(lambda x: x / jnp.sqrt(dot(start, start)), start)
         _, values = lax.scan(iterate, start, None, length=num_iterations)
-        gradients = over_batches(lambda batch: gradient(z, batch))
-        ddof = 1 if count > 1 else 0
-        return jnp.abs(values[-1]), [leaf.var(axis=0, ddof=ddof).mean() for leaf in jax.tree.leaves(gradients)]
+        if count == 1:
+            return jnp.abs(values[-1]), dict.fromkeys(leaf_names(z), jnp.zeros(()))
+        return jnp.abs(values[-1]), gradient_noise(target, z, temperature, key_data, count, settings.subsampling)
 
-    curvature, variances = measure()
+    curvature, found = measure()
     sizes = np.array([leaf.size for leaf in jax.tree.leaves(z)])
-    noises = dict(zip(leaf_names(z), map(float, variances), strict=True))
+    noises = {name: float(variance) for name, variance in found.items()}
     total = number_of_coordinates(z)
     mean_noise = float(np.dot(sizes, list(noises.values())) / total)
     return advise(settings, float(curvature), noises, mean_noise, tolerance, float(np.dot(sizes, masses) / total))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,12 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from bnn_ppl.pyro.gradient_noise import gradient_noise as variance_of_gradient
+from bnn_ppl.pyro.gradient_noise import undisturbed
 from bnn_ppl.pyro.kernel import StochasticGradientKernel
 from bnn_ppl.pyro.layout import plates_of
 from bnn_ppl.pyro.plates import FullData, any_number_of_rows
+from bnn_ppl.pyro.potential import potential_energy
 from bnn_ppl.results import Results, Site, bound_arguments, missing_latents
 
 
@@ -192,6 +196,32 @@ def _is_array(value: Any) -> bool:
 def arguments(results: Results) -> dict[str, np.ndarray]:
     """Array arguments of the model by name."""
     return {name: to_numpy(value) for name, value in results.arguments.items()}
+
+
+def gradient_noise(mcmc: MCMC, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Variance of the minibatch gradients at the last draws, shape (chain, site), and coordinates of the sites."""
+    kernel: Any = mcmc.kernel
+    layout, settings = kernel._layout, kernel.settings
+    names = sorted(layout.shapes)
+    sizes = [layout.shapes[name].numel() for name in names]
+    found = []
+    for diagnostics in mcmc._diagnostics:
+        state = diagnostics["last_state"]
+        flat = torch.cat([state["params"][name].reshape(-1) for name in names])
+        temperature = float(settings.temperature_at(state["step"]))
+
+        def energy(flat: Tensor, temperature: float, batch: dict[str, Tensor]) -> Tensor:
+            pieces = zip(names, flat.split(sizes), strict=True)
+            z = {name: piece.reshape(layout.shapes[name]) for name, piece in pieces}
+            arguments = mcmc._args, mcmc._kwargs, settings.likelihood_temperature
+            return potential_energy(kernel._model, layout, z, temperature, batch, *arguments)
+
+        with undisturbed(flat.device):
+            torch.manual_seed(seed)
+            at_draw = partial(torch.func.grad(energy), flat, temperature)
+            variance = variance_of_gradient(at_draw, layout.subsampled, layout.devices, count, settings.subsampling)
+        found.append([float(part.mean()) for part in variance.split(sizes)])
+    return np.array(found), np.array(sizes)
 
 
 def deterministics(results: Results) -> list[str]:

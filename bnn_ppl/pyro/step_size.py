@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnn_ppl.pyro.gradient_noise import gradient_noise
 from bnn_ppl.pyro.kernel import StochasticGradientKernel
 from bnn_ppl.step_sizes import StepSizeAdvice, advise, check_request
 
@@ -88,8 +89,13 @@ def _measured(
         product = curved(v)
         curvature = abs(float(v @ product))
         v = product / product.norm()
-    gradients = torch.stack([gradient(position.detach().requires_grad_(), batch) for batch in batches])
-    variance = gradients.var(0, unbiased=count > 1)
+    variance = torch.zeros_like(position)
+    if count > 1:
+        layout = kernel._layout
+        variance = gradient_noise(
+            lambda batch: gradient(position.detach().requires_grad_(), batch),
+            layout.subsampled, layout.devices, count, settings.subsampling,
+        )  # fmt: skip
     by_site = dict(zip(kernel._shapes, (float(p.mean()) for p in variance.split(kernel._numels)), strict=True))
     kernel.cleanup()
     return advise(settings, curvature, by_site, float(variance.mean()), tolerance, float(np.mean(mass.cpu().numpy())))

@@ -1,0 +1,78 @@
+"""Measured gradient noise, and the warning where it dominates; mirrors tests/pyro/test_gradient_noise.py."""
+
+import warnings
+
+import jax
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax import random
+from numpyro.infer import MCMC
+
+import bnn_ppl
+from bnn_ppl.numpyro import SGHMC, SGLD, SGNHT
+from tests import cases
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def offset_model(y):
+    theta = {n: numpyro.sample(n, dist.Normal(0.0, 1.0).expand([v.shape[1]]).to_event(1)) for n, v in y.items()}
+    with numpyro.plate("data", cases.ROWS, subsample_size=cases.BATCH) as rows:
+        for n, v in y.items():
+            numpyro.sample(f"y_{n}", dist.Normal(theta[n], cases.ROWS**0.5).to_event(1), obs=v[rows])
+
+
+def run(kernel, **options):
+    mcmc = MCMC(kernel, num_warmup=1, num_samples=2, progress_bar=False, **options)
+    mcmc.run(random.key(0), cases.offset_data(cases.V))
+    return mcmc
+
+
+@pytest.mark.parametrize("chains", [{}, {"num_chains": 2, "chain_method": "vectorized"}])
+def test_variance_at_the_last_draw(chains):
+    kernel = SGHMC(offset_model, step_size=1e-3, friction=3.0, subsampling="with_replacement")
+    tree = bnn_ppl.to_arviz(run(kernel, **chains), noise_batches=400)
+    cases.assert_noise(tree["sample_stats"], chains.get("num_chains", 1), 400)
+
+
+@pytest.mark.parametrize("case", cases.DOMINATED)
+def test_warning_where_noise_dominates(case):
+    kernel, ratio = cases.dominated(case, SGLD, SGHMC)(offset_model)
+    with pytest.warns(UserWarning, match="noise of the minibatch gradients") as found:
+        kernel.init(random.key(0), 1, None, (cases.offset_data(cases.V),), {})
+    cases.assert_ratio(found, ratio)
+
+
+@pytest.mark.parametrize("case", cases.NOT_DOMINATED)
+def test_no_warning_where_noise_does_not_matter(case):
+    kernel = cases.not_dominated(case, SGLD, SGHMC, SGNHT)(offset_model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kernel.init(random.key(0), 1, None, (cases.offset_data(cases.V),), {})
+
+
+def full_data_model(y):
+    theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+    with numpyro.plate("data", len(y)):
+        numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+
+def test_bad_requests():
+    mcmc = run(SGLD(offset_model, step_size=1e-3))
+    with pytest.raises(ValueError, match=r"noise_batches must be at least 2, .* got 1"):
+        bnn_ppl.to_arviz(mcmc, noise_batches=1)
+    with pytest.raises(ValueError, match=r"noise_batches must be an integer of at least 1, got 2.5"):
+        bnn_ppl.to_arviz(mcmc, noise_batches=2.5)
+    controlled = run(SGLD(offset_model, step_size=1e-3, control_variate="svrg"))
+    with pytest.raises(ValueError, match="noise_batches=8 does not know the noise under control_variate"):
+        bnn_ppl.to_arviz(controlled, noise_batches=8)
+    whole = MCMC(SGLD(full_data_model, step_size=1e-3), num_warmup=1, num_samples=2, progress_bar=False)
+    whole.run(random.key(0), np.zeros(3))
+    with pytest.raises(ValueError, match=r"noise_batches=8 needs .* a subsampled plate"):
+        bnn_ppl.to_arviz(whole, noise_batches=8)
