@@ -10,7 +10,8 @@ from 9 on 50 principal components of MNIST (11,791 rows), digits is a network of
 function has a mean and a standard deviation over the draws: the table has the distance of the means in standard
 deviations of NUTS, the ratio of the standard deviations and its distance from 1, as medians over rows and classes; for
 classes the total variation between the mean probabilities; and for kernels their temperatures, kinetic and
-configurational. Gradients are counted in passes over the data, those of the warm-up included; leapfrog steps for NUTS.
+configurational. Gradients are counted in passes over the data, those of the warm-up, of control variates and of the
+optimiser that finds their centre included; leapfrog steps for NUTS.
 The functions of NUTS are kept in out/, and read there next time. Everything but NUTS starts near the prior's centre.
 """
 
@@ -33,6 +34,7 @@ from numpyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoNor
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from bnn_ppl import to_arviz
 from bnn_ppl.diagnostics import function_diagnostics
 from bnn_ppl.models.numpyro import logistic_regression, mlp_classification, mlp_regression
 from bnn_ppl.numpyro import PSGLD, SGHMC, SGLD, SGNHT
@@ -52,16 +54,16 @@ parser.add_argument("--only", nargs="*", help="rows of the table, by the beginni
 
 
 class Task(NamedTuple):
-    """A model with its data, and settings that suit it: passes, and for minibatches h and C of SGHMC and h of SGLD."""
+    """A model with its data, and settings that suit it."""
 
     model: Any
     x: np.ndarray
     y: np.ndarray
     x_test: np.ndarray
-    passes: float
-    step_size: float
+    passes: float  # of a chain after its warm-up
+    step_size: float  # of SGHMC on minibatches; three times as much on all rows
     friction: float
-    langevin: float
+    langevin: float  # step size of SGLD
     preconditioned: tuple[float, float]  # step size and damping of PSGLD
     learning_rate: float  # of Adam on U / N, for the others
 
@@ -98,7 +100,7 @@ def logistic(folder: Path) -> Task:
     scale = scores.std(0)
     model = logistic_regression(prior_scale=1.0)
     inputs = (scores / scale).astype("float32"), y, (test / scale).astype("float32")
-    return Task(model, *inputs, 500, 3e-3, 30.0, 1e-5, (1e-3, 100.0), 1e-2)
+    return Task(model, *inputs, 500, 1e-3, 30.0, 1e-5, (1e-3, 100.0), 1e-2)
 
 
 def digits(folder: Path | None) -> Task:
@@ -166,16 +168,38 @@ def nuts() -> dict[str, np.ndarray]:
     return dict(np.load(path))
 
 
-def kernel_run(make: Callable, rows: int) -> Found:
-    """A chain of 1,000 draws after 200."""
-    steps = max(int(task.passes * len(task.x) / rows / DRAWS), 1)
+def kernel_run(make: Callable, rows: int = BATCH, before: float = 0.0) -> Found:
+    """A chain of 1,000 draws after 200; `before` are passes that were needed to make the kernel."""
+    steps = max(int(task.passes * len(task.x) / rows / DRAWS), 3)
     kernel = make(task.model, batch_size=rows, steps_per_draw=steps)
     mcmc, seconds = sample(kernel, "vectorized", DRAWS // 5, DRAWS, 1)
     extra = mcmc.get_extra_fields()
     values = [extra.get(f"{kind}_temperature") for kind in ("kinetic", "configurational")]
     temperatures = ", ".join("-" if v is None else f"{float(np.mean(v)):.3f}" for v in values)
-    touches = steps * rows / len(task.x) * (DRAWS + DRAWS // 5)
-    return Found(mcmc.get_samples(group_by_chain=True), touches, seconds, temperatures)
+    control = kernel.settings.control_variate
+    touched = steps * rows / len(task.x) * (2 if control else 1) + (control == "svrg")
+    return Found(mcmc.get_samples(group_by_chain=True), before + touched * 1.2 * DRAWS, seconds, temperatures)
+
+
+def compensated_run() -> Found:
+    """With the variance of the gradient noise that a tenth as long a run measures at its end."""
+    make = partial(SGHMC, task.model, step_size=task.step_size, friction=task.friction, batch_size=BATCH)
+    steps = max(int(task.passes * len(task.x) / BATCH / DRAWS), 3)
+    pilot, _ = sample(make(steps_per_draw=steps), "vectorized", DRAWS // 10, 8, 2)
+    noise = to_arviz(pilot, noise_batches=64)["sample_stats"]["gradient_noise"].mean("chain")
+    variance = {str(site): float(noise.sel(site=site)) for site in noise["site"].values}
+    before = steps * BATCH / len(task.x) * (DRAWS // 10 + 8)
+    kernel = partial(SGHMC, step_size=task.step_size, friction=task.friction, gradient_noise_variance=variance)
+    return kernel_run(kernel, before=before)
+
+
+def centred_run(step_size: float) -> Found:
+    """With a control variate at a MAP estimate."""
+    guide = AutoDelta(task.model)
+    params, before = train(guide, 1, BATCH, min(task.passes, 200))
+    centre = guide.median(params)
+    kernel = partial(SGHMC, step_size=step_size, friction=task.friction, control_variate=centre)
+    return kernel_run(kernel, before=before)
 
 
 def cyclical_run(make: Callable, peak: float) -> Found:
@@ -272,11 +296,13 @@ def contestants() -> Iterator[tuple[str, Callable[[], Found]]]:
             PSGLD, step_size=task.preconditioned[0], damping=task.preconditioned[1]
         ),
     }
-    yield f"SGHMC on all rows, h = {3 * h:g}", lambda: kernel_run(partial(SGHMC, step_size=3 * h, friction=c), rows)
+    yield f"SGHMC on all rows, h = {3 * h:g}", partial(kernel_run, partial(SGHMC, step_size=3 * h, friction=c), rows)
     for name, make in kernels.items():
-        yield name, partial(kernel_run, make, BATCH)
+        yield name, partial(kernel_run, make)
+    yield f"SGHMC, noise compensated, h = {h:g}", compensated_run
     svrg = partial(SGHMC, step_size=3 * h, friction=c, control_variate="svrg")
-    yield f"SGHMC, SVRG, h = {3 * h:g}", partial(kernel_run, svrg, BATCH)
+    yield f"SGHMC, SVRG, h = {3 * h:g}", partial(kernel_run, svrg)
+    yield f"SGHMC, control variate at a MAP, h = {3 * h:g}", partial(centred_run, 3 * h)
     yield f"cSGHMC, peak {2 * h:g}", partial(cyclical_run, partial(SGHMC, friction=c), 2 * h)
     yield f"cSGLD, peak {4 * slow:g}", partial(cyclical_run, SGLD, 4 * slow)
     yield f"blackjax sghmc, h = {h:g}, C = {c:g}", blackjax_run

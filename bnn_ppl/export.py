@@ -92,8 +92,8 @@ def to_arviz(
     Warns
     -----
     UserWarning
-        If draws diverged, which NumPyro cannot tell while it samples, or where draws do not fill the last cycle of
-        `bnn_ppl.schedules.Cyclical`.
+        If draws diverged, which NumPyro cannot tell while it samples; if the noise of the minibatch gradients dominates
+        the injected noise; or where draws do not fill the last cycle of `bnn_ppl.schedules.Cyclical`.
 
     Notes
     -----
@@ -154,6 +154,7 @@ def to_arviz(
 
     _warn_unfilled_cycle(results)
     _warn_diverging(results)
+    _warn_hot(results)
     groups = {name: group for name, group in groups.items() if group.data_vars}
     for group in groups.values():
         group.attrs |= results.libraries
@@ -349,6 +350,24 @@ def _warn_diverging(results: Any) -> None:
         warnings.warn(
             f"{int(diverging.sum())} of {diverging.size} draws diverged ({diverging.sum(axis=1).tolist()} by chain), "
             f"so the draws may not follow the posterior: {advice}. They are marked in sample_stats['diverging']",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_hot(results: Any) -> None:
+    """Warn where minibatch noise is stronger than the injected noise: it heats the momenta by the ratio of the two."""
+    name, subsampled = "kinetic_temperature", any(plate.subsampled for plate in results.plates.values())
+    if name not in results.statistics or "friction" not in results.settings:
+        return
+    kinetic, temperature = (results.statistics[n].astype(np.float64) for n in (name, "temperature"))
+    scale = results.settings.get("resample_scale")
+    ratio = kinetic.mean() / temperature.mean() - 1 if temperature.mean() > 0 else 0.0
+    if scale is None and subsampled and ratio > 1:
+        warnings.warn(
+            f"the kinetic temperature is {kinetic.mean():.3g}, and temperature is {temperature.mean():.3g}: the noise "
+            "of the minibatch gradients dominates the injected noise, so the draws do not follow the posterior. Lower "
+            "step_size, take larger batches or more friction; suggest_step_size and bias_certificate help",
             UserWarning,
             stacklevel=3,
         )

@@ -16,7 +16,6 @@ The heat over T is also the ratio of the variances of the two noises in a step, 
 injected one: h V / (2 T) for SGLD, h V / (2 C T) for SGHMC and SGNHT.
 """
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from bnn_ppl.schedules import check_count, check_values, value_at
-from bnn_ppl.settings import KernelSettings, SGNHTSettings, at_site
+from bnn_ppl.settings import SGNHTSettings
 
 _NO_BIAS = 0.5
 
@@ -112,26 +111,6 @@ def heat_of_noise(settings: Mapping[str, Any], variance: Any) -> Any:
     if "damping" in settings or isinstance(settings.get("mass"), str):
         return np.nan * variance
     return variance / (2.0 * settings.get("friction", 1.0))
-
-
-def warn_noise(settings: KernelSettings, noise: Mapping[Any, float], sizes: Mapping[Any, int]) -> None:
-    """Warn where the gradient noise at the start of a chain, V by site, exceeds the injected noise of a step.
-
-    `sizes` are the coordinates of each site.
-    """
-    temperature, step_size = float(settings.temperature_at(0)), float(value_at(settings.step_size, 0))
-    if temperature == 0 or isinstance(settings, SGNHTSettings):
-        return
-    rest = sum(sizes[n] * max(v - at_site(settings.gradient_noise_variance, n), 0.0) for n, v in noise.items())
-    ratio = step_size * heat_of_noise(vars(settings), rest / sum(sizes.values())) / temperature
-    if ratio > 1:
-        warnings.warn(
-            f"the noise of the minibatch gradients has {ratio:.3g} times the variance of the noise injected in a step, "
-            f"and may heat slow directions to {1 + ratio:.3g} times temperature={temperature:g}: lower step_size, take "
-            "larger batches or more friction, or see suggest_step_size and control_variate",
-            UserWarning,
-            stacklevel=4,
-        )
 
 
 def _underdamped(curvature: float, rate: float, scheme: str, share: float) -> float:

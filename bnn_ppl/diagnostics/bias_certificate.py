@@ -120,11 +120,10 @@ def _draws(full: xr.Dataset, half: xr.Dataset, parts: list[str]) -> dict[str, tu
     """Draws of each part in both runs."""
     sites = [site for site in parts if site in full] or [str(name) for name in full]
     found: dict[str, tuple[np.ndarray, ...]] = {}
-    for site in sites or list(full):
-        if site not in half or half[site].shape[2:] != full[site].shape[2:]:
-            raise ValueError(
-                f"halved has no site {site!r} of shape {full[site].shape[2:]}: give a run of the same model"
-            )
+    for site in sites:
+        shape = full[site].shape[2:]
+        if site not in half or half[site].shape[2:] != shape:
+            raise ValueError(f"halved has no site {site!r} of shape {shape}: give a run of the same model")
         found[site] = tuple(_flat(np.asarray(run[site].values, np.float64)) for run in (full, half))
     return found
 

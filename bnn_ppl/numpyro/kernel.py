@@ -34,7 +34,6 @@ from bnn_ppl.numpyro.statistics import position_statistics
 from bnn_ppl.numpyro.trees import as_float, leaf_names, where
 from bnn_ppl.schedules import value_at
 from bnn_ppl.settings import KernelSettings, check_choice
-from bnn_ppl.step_sizes import warn_noise
 
 NOISES = ("normal", "fast")
 
@@ -217,17 +216,14 @@ class StochasticGradientKernel(MCMCKernel):
             one_chain = partial(self._start_chain, args=args, kwargs=kwargs)
             if is_prng_key(rng_key):
                 return one_chain(rng_key, init_params)
-            return jax.vmap(one_chain, out_axes=(self._axes, 0))(rng_key, init_params)
+            return jax.vmap(one_chain, out_axes=self._axes)(rng_key, init_params)
 
         with validation_enabled(False):  # its messages name no site, and _check_finite's do
-            state, spread = jit_over_data(start, *run)(rng_key, init_params)
+            state = jit_over_data(start, *run)(rng_key, init_params)
             self._check_finite(state, *run)
             if follow_rows and not isinstance(state.lp_minibatch, jax.core.Tracer):
-                z = state.z
-                if not is_prng_key(rng_key):
-                    z, spread = jax.tree.map(lambda x: x[0], (z, spread))
+                z = state.z if is_prng_key(rng_key) else jax.tree.map(lambda x: x[0], state.z)
                 self._check_rows(layout, z, args, kwargs)
-                warn_noise(self.settings, spread, {name: leaf.size for name, leaf in z.items()})
         warn_not_finite(args, kwargs)
         return state
 
@@ -250,8 +246,7 @@ class StochasticGradientKernel(MCMCKernel):
                 "of that shape for each latent site"
             )
 
-    def _start_chain(self, rng_key: Array, init_params: Any, args: tuple, kwargs: dict) -> tuple[Any, Any]:
-        """State of a chain, and the variance of its minibatch gradients over the first two, by site."""
+    def _start_chain(self, rng_key: Array, init_params: Any, args: tuple, kwargs: dict) -> Any:
         key_start, key_extra, key_run = random.split(rng_key, 3)
         z = init_params
         if z is None:
@@ -268,20 +263,8 @@ class StochasticGradientKernel(MCMCKernel):
             centre = self._centre(args, kwargs) if self.settings.control_variate != "svrg" else z
             control = control_at(target.energy, plate, centre)
         keys, temperature = Keys(*random.split(key_run, 3)), self.settings.temperature_at(step)
-
-        def evaluate(carry: tuple, _: None) -> tuple[tuple, tuple]:
-            step, stream = carry
-            now, stream = self._evaluate(target, keys, stream, step, z, jnp.zeros(()), temperature, control)
-            return (step + 1, stream), (now, stream)
-
-        spread = {}
-        if target.plates and self._loader is None:  # one compiled gradient for both
-            found = lax.scan(evaluate, (step, stream), None, length=2)[1]
-            now, stream = jax.tree.map(lambda x: x[0], found)
-            spread = jax.tree.map(lambda g: ((g[1] - g[0]) ** 2).mean() / 2, found[0].gradient)
-        else:
-            _, (now, stream) = evaluate((step, stream), None)
-        state = self.state_type(
+        now, stream = self._evaluate(target, keys, stream, step, z, jnp.zeros(()), temperature, control)
+        return self.state_type(
             step=step,
             z=z,
             stream=stream,
@@ -292,7 +275,6 @@ class StochasticGradientKernel(MCMCKernel):
             **extra,
             **self._statistics(step, z, extra, now),
         )
-        return state, spread
 
     def _centre(self, args: tuple, kwargs: dict) -> Any:
         """The fixed centre of the control variate, unconstrained."""

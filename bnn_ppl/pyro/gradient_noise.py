@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bnn_ppl.layout import Plate
 from bnn_ppl.pyro.minibatches import IndexStream
-from bnn_ppl.step_sizes import warn_noise
 
 
 @contextmanager
@@ -52,22 +50,3 @@ def gradient_noise(
         mean = mean + rest / (i + 1)
         square = square + rest * (found - mean)
     return square / (count - 1)
-
-
-def warn_at_start(kernel: Any) -> None:
-    """Warn where the gradient noise at a kernel's position dominates, over two minibatches."""
-    layout, position = kernel._layout, kernel._position
-    if not layout.subsampled:
-        return
-    temperature, subsampling = kernel._value("temperature", 0), kernel.settings.subsampling
-    with undisturbed(position.device):
-        variance = gradient_noise(
-            lambda batch: kernel._dynamics.evaluate(position, temperature, batch | kernel._control)[1],
-            layout.subsampled,
-            layout.devices,
-            2,
-            subsampling,
-        )
-    by_site = zip(kernel._shapes, variance.split(kernel._numels), strict=True)
-    noise = {name: float(part.mean()) for name, part in by_site}
-    warn_noise(kernel.settings, noise, dict(zip(kernel._shapes, kernel._numels, strict=True)))

@@ -21,7 +21,6 @@ from bnn_ppl.layout import check_centre, check_start_sites, check_target, only_p
 from bnn_ppl.pyro import potential
 from bnn_ppl.pyro.compilation import Dynamics
 from bnn_ppl.pyro.control_variates import control_at, corrected
-from bnn_ppl.pyro.gradient_noise import warn_at_start
 from bnn_ppl.pyro.initialization import as_strategy
 from bnn_ppl.pyro.layout import inspect_model, same_held, warn_held, warn_not_finite
 from bnn_ppl.pyro.minibatches import IndexStream, as_tensor
@@ -177,7 +176,6 @@ class StochasticGradientKernel(MCMCKernel):
                 potential.check_fixed(self._model, self._layout, z, args, kwargs)
                 if self._loaded is None:
                     potential.check_rows(self._model, self._layout, z, args, kwargs)
-                    warn_at_start(self)
 
     def _setup_potential_fn(self, resume: dict[str, Any] | None) -> dict[str, Tensor]:
         if self._given is None and resume is None:
