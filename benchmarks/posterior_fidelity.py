@@ -79,7 +79,7 @@ def boston(folder: Path) -> Task:
     inputs = ((x - x[train].mean(0)) / scale).astype("float32")
     outputs = ((y[train] - y[train].mean()) / y[train].std()).astype("float32")
     model = mlp_regression((50,), activation="tanh")
-    return Task(model, inputs[train], outputs, inputs[test], 20_000, 1e-3, 10.0, 1e-5, (1e-3, 100.0), 1e-2)
+    return Task(model, inputs[train], outputs, inputs[test], 20_000, 1e-3, 10.0, 1e-5, (3e-3, 100.0), 1e-2)
 
 
 def logistic(folder: Path) -> Task:
@@ -100,7 +100,7 @@ def logistic(folder: Path) -> Task:
     scale = scores.std(0)
     model = logistic_regression(prior_scale=1.0)
     inputs = (scores / scale).astype("float32"), y, (test / scale).astype("float32")
-    return Task(model, *inputs, 500, 1e-3, 30.0, 1e-5, (1e-3, 100.0), 1e-2)
+    return Task(model, *inputs, 500, 1e-3, 30.0, 1e-5, (1e-2, 100.0), 1e-2)
 
 
 def digits(folder: Path | None) -> Task:
@@ -109,7 +109,7 @@ def digits(folder: Path | None) -> Task:
     x_train, x_test, y_train, _ = train_test_split(x / 16, y, test_size=0.2, random_state=0)
     inputs = x_train.astype("float32"), y_train, x_test.astype("float32")
     model = mlp_classification((10,), activation="tanh", prior_scale=3.0)
-    return Task(model, *inputs, 20_000, 3e-3, 10.0, 3e-5, (1e-3, 100.0), 1e-2)
+    return Task(model, *inputs, 20_000, 3e-3, 10.0, 3e-5, (1e-2, 100.0), 1e-2)
 
 
 class Found(NamedTuple):
@@ -212,7 +212,7 @@ def cyclical_run(make: Callable, peak: float) -> Found:
 
 
 def blackjax_run(inner: int = 10) -> Found:
-    """SGHMC of blackjax, whose learning rate is h^2 and whose alpha is h C, with the same potential and minibatches."""
+    """SGHMC of blackjax on the same potential, with a refresh and a new minibatch every 10 steps."""
     start = time.perf_counter()
     ours = SGHMC(task.model, step_size=task.step_size, friction=task.friction, batch_size=BATCH)
     keys = random.split(random.key(1), options.chains)
@@ -221,13 +221,13 @@ def blackjax_run(inner: int = 10) -> Found:
     algorithm = blackjax.sghmc(
         lambda z, rows: jax.tree.map(jnp.negative, jax.grad(energy)(z, 1.0, {"data": rows})),
         inner,
-        alpha=task.step_size * task.friction,
+        alpha=task.friction,
     )
     calls = max(int(task.passes * len(task.x) / BATCH / DRAWS / inner), 1)
 
     def call(z: Any, key: Any) -> tuple[Any, None]:
         rows = random.randint(key, (BATCH,), 0, len(task.x))
-        return algorithm.step(random.fold_in(key, 1), z, rows, task.step_size**2), None
+        return algorithm.step(random.fold_in(key, 1), z, rows, task.step_size), None
 
     def draw(z: Any, key: Any) -> tuple[Any, Any]:
         z = lax.scan(call, z, random.split(key, calls))[0]
@@ -344,5 +344,9 @@ for i, half in enumerate(np.array_split(exact, 2)):
     row(f"NUTS, half of the chains ({i + 1})", half, *cost)
 for name, run in contestants():
     if options.only is None or name.startswith(tuple(options.only)):
-        found = run()
+        try:
+            found = run()
+        except ValueError as error:  # more compensation than a step injects
+            print(f"| {name} | refused: {str(error).partition(':')[0]}", flush=True)
+            continue
         row(name, functions_of(found.draws), found.passes, found.seconds, found.temperatures)

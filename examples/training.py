@@ -160,14 +160,20 @@ def train_sgd(options: argparse.Namespace, images: Images) -> Run:
     return _run(options, images, kernel, warmup=options.epochs - 1, draws=1)
 
 
-def sample(options: argparse.Namespace, images: Images, temperature: float) -> Run:
-    """SGHMC from a cold start: a quarter of the epochs at T = 0, a quarter to warm up, and half for draws."""
+def sample(options: argparse.Namespace, images: Images, temperature: float, make: Any = None) -> Run:
+    """SGHMC from a cold start: a quarter of the epochs at T = 0, a quarter to warm up, and half for draws.
+
+    `make` is called like SGHMC, by default it is SGHMC.
+    """
     sghmc = import_module(f"bnn_ppl.{options.backend}").SGHMC
+    model = make_model(options, images)
+    constant = sghmc.from_learning_rate(model, **_rates(options, images)).settings
     steps = max(len(images.x_train) // BATCH_SIZE // 2, 1)  # two draws per epoch
     cold = options.epochs // 4 * 2 * steps
-    kernel = sghmc.from_learning_rate(
-        make_model(options, images),
-        **_rates(options, images),
+    kernel = (make or sghmc)(
+        model,
+        step_size=constant.step_size,
+        friction=constant.friction,
         temperature=lambda step: temperature * (step >= cold),
         steps_per_draw=steps,
         **_common(options),

@@ -115,7 +115,8 @@ def describe_temperature(tree: Any) -> str:
     mean, error = float(measured.mean()), batch_means_error(measured)
     temperature = float(statistics["temperature"].mean())
     scale = setting(statistics.attrs.get("resample_scale"))
-    found = f"the draws are at {mean:.3g} ± {error:.1g} by their configurational temperature"
+    spread = f" ± {error:.1g}" if np.isfinite(error) else ""
+    found = f"the draws are at {mean:.3g}{spread} by their configurational temperature"
     if scale is None:
         return f"The momentum is redrawn every {every} steps at the temperature, {temperature:.3g}: {found}."
     if not isinstance(scale, numbers.Real):
@@ -126,6 +127,8 @@ def describe_temperature(tree: Any) -> str:
     low, high = sorted((temperature, float(scale)))
     slack = _SIGNIFICANT * error
     between = "between the two" if low - slack <= mean <= high + slack else "not between the two, so not settled"
+    if not np.isfinite(error):
+        between = "with too few draws for an error"
     return (
         f"The momentum is redrawn every {every} steps at {scale:.3g} while the temperature is {temperature:.3g}: "
         f"{found}, {between}; leave resample_scale out to sample at {temperature:.3g}."

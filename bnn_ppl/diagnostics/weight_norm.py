@@ -156,6 +156,8 @@ def _read(statistics: xr.Dataset, friction: Any, mass: Any, integrator: Any, ste
         if name not in statistics:
             raise ValueError(f"sample_stats has no {name!r}: give what bnn_ppl.to_arviz makes of SGHMC")
     settings = {name: setting(value) for name, value in statistics.attrs.items()}
+    if settings.get("kernel") == "SGNHT":
+        raise ValueError("the friction of SGNHT's thermostat changes at each step: give a run of SGHMC")
     if "Cyclical" in str(settings.get("step_size")):
         raise ValueError("step_size=Cyclical takes draws at unequal steps: give a run with another step_size")
     given = {"friction": friction, "mass": mass, "integrator": integrator, "steps_per_draw": steps_per_draw}

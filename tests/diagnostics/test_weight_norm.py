@@ -188,6 +188,9 @@ def sentence(scale, values, every=10):
 def test_sentences():
     values = 3 + 0.1 * np.random.default_rng(0).normal(size=(2, 400))
     assert "not between the two, so not settled" in sentence(0.5, values)
+    few = sentence(0.5, values[:, :3])
+    assert "with too few draws for an error" in few
+    assert "nan" not in few
     assert "every 10 steps at the temperature, 1: the draws are at 3" in sentence(None, values)
     assert "on a schedule while the temperature is 1" in sentence(json.dumps("CosineRestarts"), values)
     with pytest.raises(ValueError, match="no momentum refresh to describe"):
@@ -250,6 +253,7 @@ def test_one_chain_and_diverging_draws():
         (small(step_size='"Cyclical"'), "step_size=Cyclical takes draws at unequal steps"),
         (small(mass='{"w": 1.0}'), "mass names the sites ['w'] and sample_stats has []: give each one"),
         (small(mass="adapt"), "mass='adapt' changes over the run"),
+        (small(kernel="SGNHT"), "the friction of SGNHT's thermostat changes at each step"),
         (small() * np.nan, "sample_stats position_norm_sq has 1000 NaN or infinite values"),
         (small().assign(kinetic_temperature=0 * small()["step_size"]), "kinetic_temperature is 0 in all draws"),
     ],

@@ -1,5 +1,7 @@
 """Control variates in NumPyro's MCMC: no noise where the curvature is that of all rows; mirrors the test of Pyro."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from jax import random
 from numpyro.infer import MCMC
 
 from bnn_ppl.layout import Plate
-from bnn_ppl.numpyro import SGHMC, SGLD
+from bnn_ppl.numpyro import PSGLD, SGHMC, SGLD, SGNHT
 from bnn_ppl.numpyro.control_variates import control_at, corrected
 from tests import cases, laws
 
@@ -68,12 +70,21 @@ Y = np.random.default_rng(2).standard_normal((ROWS, 3)) + 1
 START = {"theta": jnp.array([0.3, -0.2, 0.5]), "scale": jnp.array(0.2)}
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.1])
-def test_gradient_at_the_centre_is_that_of_all_rows(temperature):
+@pytest.mark.parametrize(
+    ("make", "temperature"),
+    [
+        (SGLD, 1.0),
+        (SGLD, 0.1),
+        (partial(SGHMC, friction=1.0), 1.0),
+        (partial(SGNHT, friction=1.0), 1.0),
+        (partial(PSGLD, freeze=False), 1.0),
+    ],
+)
+def test_gradient_at_the_centre_is_that_of_all_rows(make, temperature):
     """With a log-Jacobian at any temperature, and rows that the minibatch does not divide."""
     common = {"step_size": 1e-24, "temperature": temperature}
     norms = [
-        run(SGLD(scale_model, **common, **arguments), Y, size, draws=3, start=START).get_extra_fields()["gradient_norm"]
+        run(make(scale_model, **common, **arguments), Y, size, draws=3, start=START).get_extra_fields()["gradient_norm"]
         for arguments, size in (({"control_variate": "svrg"}, SMALL), ({}, None), ({}, SMALL))
     ]
     np.testing.assert_allclose(norms[0], norms[1], rtol=1e-8)

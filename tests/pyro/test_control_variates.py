@@ -1,5 +1,7 @@
 """Control variates in Pyro's MCMC: no noise where the curvature is that of all rows; mirrors the test of NumPyro."""
 
+from functools import partial
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -8,7 +10,7 @@ import torch
 from pyro.infer import MCMC
 
 from bnn_ppl.layout import Plate
-from bnn_ppl.pyro import SGHMC, SGLD
+from bnn_ppl.pyro import PSGLD, SGHMC, SGLD, SGNHT
 from bnn_ppl.pyro.control_variates import control_at, corrected
 from tests import cases, laws
 
@@ -62,12 +64,21 @@ Y = torch.tensor(np.random.default_rng(2).standard_normal((ROWS, 3)) + 1)
 START = {"theta": torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64), "scale": 0.2 * ONE}
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.1])
-def test_gradient_at_the_centre_is_that_of_all_rows(temperature):
+@pytest.mark.parametrize(
+    ("make", "temperature"),
+    [
+        (SGLD, 1.0),
+        (SGLD, 0.1),
+        (partial(SGHMC, friction=1.0), 1.0),
+        (partial(SGNHT, friction=1.0), 1.0),
+        (partial(PSGLD, freeze=False), 1.0),
+    ],
+)
+def test_gradient_at_the_centre_is_that_of_all_rows(make, temperature):
     """With a log-Jacobian at any temperature, and rows that the minibatch does not divide."""
     common = {"step_size": 1e-24, "temperature": temperature}
     norms = [
-        run(SGLD(scale_model, **common, **arguments), Y, size, draws=3, start=START)[1]["gradient_norm"]
+        run(make(scale_model, **common, **arguments), Y, size, draws=3, start=START)[1]["gradient_norm"]
         for arguments, size in (({"control_variate": "svrg"}, SMALL), ({}, None), ({}, SMALL))
     ]
     np.testing.assert_allclose(norms[0], norms[1], rtol=1e-8)
