@@ -257,7 +257,7 @@ def variational_run(kind: Any) -> Found:
     start = time.perf_counter()
     guide = kind(task.model)
     laplace = kind is AutoLaplaceApproximation
-    rows, passes = (len(task.x), min(task.passes, 5000)) if laplace else (BATCH, min(task.passes, 2000))
+    rows, passes = (len(task.x), 5000) if laplace else (BATCH, min(task.passes, 2000))
     params, touches = train(guide, 1, rows, passes)
     draws = guide.sample_posterior(random.key(2), params, task.x, task.y, sample_shape=(1, 2 * DRAWS))
     return Found(draws, touches, time.perf_counter() - start)

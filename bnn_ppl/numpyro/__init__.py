@@ -8,6 +8,7 @@ except ModuleNotFoundError as error:
 
 from bnn_ppl.numpyro import priors
 from bnn_ppl.numpyro.initialization import init_to_prior_center
+from bnn_ppl.numpyro.log_uniform import ImproperLogUniform
 from bnn_ppl.numpyro.plates import full_data
 from bnn_ppl.numpyro.predict import predict
 from bnn_ppl.numpyro.psgld import PSGLD
@@ -21,6 +22,7 @@ __all__ = [
     "SGHMC",
     "SGLD",
     "SGNHT",
+    "ImproperLogUniform",
     "full_data",
     "init_to_prior_center",
     "norm_adjusting_sghmc",

@@ -8,6 +8,7 @@ except ModuleNotFoundError as error:
 
 from bnn_ppl.pyro import priors
 from bnn_ppl.pyro.initialization import init_to_prior_center
+from bnn_ppl.pyro.log_uniform import ImproperLogUniform
 from bnn_ppl.pyro.networks import random_torch_module
 from bnn_ppl.pyro.plates import full_data
 from bnn_ppl.pyro.predict import predict
@@ -22,6 +23,7 @@ __all__ = [
     "SGHMC",
     "SGLD",
     "SGNHT",
+    "ImproperLogUniform",
     "full_data",
     "init_to_prior_center",
     "norm_adjusting_sghmc",
