@@ -42,6 +42,11 @@ def fan_in_of(shape: tuple[int, ...], *, outputs_first: bool) -> int:
     return max(math.prod(shape[1:] if outputs_first else shape[:-1]), 1)
 
 
+def output_axis(name: str) -> int:
+    """Axis of a weight's outputs: the first of one whose name's last part begins with `weight`, else the last."""
+    return 0 if _last(name).startswith("weight") else -1
+
+
 def check_scale(name: str, value: Any) -> None:
     """Raise a ValueError unless an argument is a positive number, or an array, whose values a model may sample."""
     if hasattr(value, "shape") and not isinstance(value, numbers.Real):

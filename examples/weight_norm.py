@@ -57,8 +57,11 @@ for axis, measure, label in zip(
     for marker, family in zip("os^", dict.fromkeys(family for family, _ in runs), strict=True):
         rows = [scores[name] for name in scores if name.startswith(family)]
         axis.plot([row[measure] for row in rows], [row["NLL"] for row in rows], marker, label=family)
-    axis.set_xscale("log")
     axis.set_xlabel(label)
+axes[0].set_xscale("log")
+axes[0].set_xticks([300, 1000, 3000, 10_000], ["300", "1000", "3000", "10000"])
+axes[0].xaxis.set_minor_formatter("")
+axes[1].set_xscale("symlog", linthresh=0.03)  # of a chain that is not at rest it may be negative
 axes[0].set_ylabel("NLL on the test images, nats")
 axes[0].legend()
 figure.suptitle(f"{options.dataset}, {options.model}, SGHMC with {options.backend}")

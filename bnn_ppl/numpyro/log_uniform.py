@@ -56,8 +56,8 @@ class ImproperLogUniform(dist.Distribution):
 
     Notes
     -----
-    `log_prob` is -log |w|, infinite at 0, whatever `kl` is. There is nothing to sample from: start guides at values,
-    ``init_loc_fn=init_to_value(...)``.
+    `log_prob` is -log |w|, infinite at 0, whatever `kl` is. There is nothing to sample from: start the host's guides
+    with ``init_loc_fn=init_to_prior_center`` of this package, or at values.
 
     References
     ----------
@@ -81,7 +81,7 @@ class ImproperLogUniform(dist.Distribution):
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Raise a NotImplementedError."""
         raise NotImplementedError(
-            "ImproperLogUniform has no samples: give values, such as init_loc_fn=init_to_value(values=...)"
+            "ImproperLogUniform has no samples: give guides init_loc_fn=init_to_prior_center of this package, or values"
         )
 
     @validate_sample
@@ -90,6 +90,11 @@ class ImproperLogUniform(dist.Distribution):
         return -jnp.log(jnp.abs(value))
 
 
+def divergence_at(p: ImproperLogUniform, u: Array) -> Array:
+    """The divergence that a prior has chosen, at u = 1 / (2 alpha)."""
+    return _DIVERGENCES[p.kl](u)
+
+
 @kl_divergence.register(dist.Normal, ImproperLogUniform)
 def _divergence_from_normal(q: dist.Normal, p: ImproperLogUniform) -> Array:
-    return _DIVERGENCES[p.kl](0.5 * jnp.square(q.loc / q.scale))
+    return divergence_at(p, 0.5 * jnp.square(q.loc / q.scale))

@@ -31,7 +31,7 @@ from typing import Any
 import numpyro
 import numpyro.distributions as dist
 
-from bnn_ppl.parameters import center, check_fan_in, check_scale, fan_in_of, is_weight
+from bnn_ppl.parameters import center, check_fan_in, check_scale, fan_in_of, is_weight, output_axis
 
 Prior = Callable[[str, tuple[int, ...]], Any]
 
@@ -200,8 +200,7 @@ def _check(scale: Any, fan_in: Any) -> None:
 def _scaled(scale: Any, fan_in: bool, name: str, shape: tuple[int, ...]) -> Any:
     if not (fan_in and is_weight(name, shape)):
         return scale
-    outputs_first = name.rpartition(".")[2].startswith("weight")
-    return scale / math.sqrt(fan_in_of(shape, outputs_first=outputs_first))
+    return scale / math.sqrt(fan_in_of(shape, outputs_first=output_axis(name) == 0))
 
 
 def _normal(scale: Any, name: str, shape: tuple[int, ...]) -> Any:

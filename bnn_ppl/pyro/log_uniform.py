@@ -64,8 +64,8 @@ class ImproperLogUniform(TorchDistribution):
 
     Notes
     -----
-    `log_prob` is -log |w|, infinite at 0, whatever `kl` is. There is nothing to sample from: start guides at values,
-    ``init_loc_fn=init_to_value(...)``.
+    `log_prob` is -log |w|, infinite at 0, whatever `kl` is. There is nothing to sample from: start the host's guides
+    with ``init_loc_fn=init_to_prior_center`` of this package, or at values.
 
     References
     ----------
@@ -96,7 +96,7 @@ class ImproperLogUniform(TorchDistribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Raise a NotImplementedError."""
         raise NotImplementedError(
-            "ImproperLogUniform has no samples: give values, such as init_loc_fn=init_to_value(values=...)"
+            "ImproperLogUniform has no samples: give guides init_loc_fn=init_to_prior_center of this package, or values"
         )
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -106,6 +106,11 @@ class ImproperLogUniform(TorchDistribution):
         return -value.abs().log().expand(torch.broadcast_shapes(value.shape, self.batch_shape))
 
 
+def divergence_at(p: ImproperLogUniform, u: Tensor) -> Tensor:
+    """The divergence that a prior has chosen, at u = 1 / (2 alpha)."""
+    return _DIVERGENCES[p.kl](u)
+
+
 @register_kl(Normal, ImproperLogUniform)
 def _divergence_from_normal(q: Normal, p: ImproperLogUniform) -> Tensor:
-    return _DIVERGENCES[p.kl](0.5 * (q.loc / q.scale).square()).expand(q.batch_shape)
+    return divergence_at(p, 0.5 * (q.loc / q.scale).square()).expand(q.batch_shape)

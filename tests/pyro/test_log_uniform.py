@@ -82,7 +82,7 @@ def test_density_and_support():
     prior = ImproperLogUniform().expand([2, 3]).to_event(1)
     assert (prior.batch_shape, prior.event_shape) == ((2,), (3,))
     np.testing.assert_allclose(prior.log_prob(LOC + 0.3), -(LOC + 0.3).abs().log().sum(1), rtol=1e-6)
-    with pytest.raises(NotImplementedError, match="has no samples: give values"):
+    with pytest.raises(NotImplementedError, match="has no samples: give guides init_loc_fn"):
         prior.sample()
     with pytest.raises(ValueError, match="kl must be one of 'exact', 'sigmoid', 'cubic', 'ard', got 'fit'"):
         ImproperLogUniform("fit")
