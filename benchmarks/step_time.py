@@ -160,7 +160,7 @@ def numpyro_contestants(name: str) -> dict[str, Callable[[], int]]:
     }
     if name == "mlp":
         found |= {f"(b) SGHMC, {c} vectorized chains, per chain-step": ours(num_chains=c) for c in (4, 16)}
-        cycles = {"step_size": Cyclical(1e-5, 1000, exploration=0.5, draws_per_cycle=5), "steps_per_draw": 1}
+        cycles = {"step_size": Cyclical(1e-5, 1000, exploration=0.5, draws_per_cycle=10), "steps_per_draw": 1}
         found |= {
             "(e) SGLD": ours(SGLD),
             '(e) SGLD, "lm"': ours(SGLD, integrator="lm"),
