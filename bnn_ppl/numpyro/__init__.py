@@ -16,12 +16,14 @@ from bnn_ppl.numpyro.sghmc import SGHMC, norm_adjusting_sghmc
 from bnn_ppl.numpyro.sgld import SGLD
 from bnn_ppl.numpyro.sgnht import SGNHT
 from bnn_ppl.numpyro.step_size import suggest_step_size
+from bnn_ppl.numpyro.variational_dropout import AutoVariationalDropout
 
 __all__ = [
     "PSGLD",
     "SGHMC",
     "SGLD",
     "SGNHT",
+    "AutoVariationalDropout",
     "ImproperLogUniform",
     "full_data",
     "init_to_prior_center",

@@ -1,12 +1,13 @@
 """The log-uniform prior p(w) ~ 1 / |w| of variational dropout, and its divergence from a normal, see `divergences`."""
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax import Array
+from jax import Array, random
 from numpyro.distributions import constraints
 from numpyro.distributions.kl import kl_divergence
 from numpyro.distributions.util import validate_sample
@@ -56,8 +57,8 @@ class ImproperLogUniform(dist.Distribution):
 
     Notes
     -----
-    `log_prob` is -log |w|, infinite at 0, whatever `kl` is. There is nothing to sample from: start the host's guides
-    with ``init_loc_fn=init_to_prior_center`` of this package, or at values.
+    `log_prob` is -log |w|, infinite at 0, whatever `kl` is. `sample` draws from the density cut to 0.001 <= |w| <= 1,
+    only so that the hosts, which run a model to see its shapes, can do so.
 
     References
     ----------
@@ -79,10 +80,11 @@ class ImproperLogUniform(dist.Distribution):
         super().__init__((), (), validate_args=validate_args)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Raise a NotImplementedError."""
-        raise NotImplementedError(
-            "ImproperLogUniform has no samples: give guides init_loc_fn=init_to_prior_center of this package, or values"
-        )
+        """Draws from the density between 0.001 and 1, of both signs."""
+        key_size, key_sign = random.split(key)
+        shape = (*sample_shape, *self.batch_shape)
+        size = jnp.exp(random.uniform(key_size, shape, minval=math.log(1e-3), maxval=0.0))
+        return jnp.where(random.bernoulli(key_sign, shape=shape), size, -size)
 
     @validate_sample
     def log_prob(self, value: Array) -> Array:

@@ -17,12 +17,14 @@ from bnn_ppl.pyro.sghmc import SGHMC, norm_adjusting_sghmc
 from bnn_ppl.pyro.sgld import SGLD
 from bnn_ppl.pyro.sgnht import SGNHT
 from bnn_ppl.pyro.step_size import suggest_step_size
+from bnn_ppl.pyro.variational_dropout import AutoVariationalDropout
 
 __all__ = [
     "PSGLD",
     "SGHMC",
     "SGLD",
     "SGNHT",
+    "AutoVariationalDropout",
     "ImproperLogUniform",
     "full_data",
     "init_to_prior_center",

@@ -1,5 +1,6 @@
 """The log-uniform prior p(w) ~ 1 / |w| of variational dropout, and its divergence from a normal, see `divergences`."""
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -64,8 +65,8 @@ class ImproperLogUniform(TorchDistribution):
 
     Notes
     -----
-    `log_prob` is -log |w|, infinite at 0, whatever `kl` is. There is nothing to sample from: start the host's guides
-    with ``init_loc_fn=init_to_prior_center`` of this package, or at values.
+    `log_prob` is -log |w|, infinite at 0, whatever `kl` is. `sample` draws from the density cut to 0.001 <= |w| <= 1,
+    only so that the hosts, which run a model to see its shapes, can do so.
 
     References
     ----------
@@ -94,10 +95,9 @@ class ImproperLogUniform(TorchDistribution):
         return new
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Raise a NotImplementedError."""
-        raise NotImplementedError(
-            "ImproperLogUniform has no samples: give guides init_loc_fn=init_to_prior_center of this package, or values"
-        )
+        """Draws from the density between 0.001 and 1, of both signs."""
+        signed = 2 * torch.rand((*sample_shape, *self.batch_shape)) - 1
+        return signed.sign() * (math.log(1e-3) * (1 - signed.abs())).exp()
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, without a constant."""

@@ -82,8 +82,11 @@ def test_density_and_support():
     prior = ImproperLogUniform().expand([2, 3]).to_event(1)
     assert (prior.batch_shape, prior.event_shape) == ((2,), (3,))
     np.testing.assert_allclose(prior.log_prob(LOC + 0.3), -np.log(np.abs(LOC + 0.3)).sum(1), rtol=1e-6)
-    with pytest.raises(NotImplementedError, match="has no samples: give guides init_loc_fn"):
-        prior.sample(random.key(0))
+    draws = np.abs(prior.sample(random.key(0), (4000,)))
+    assert draws.shape == (4000, 2, 3)
+    assert 0.001 <= draws.min() < 0.00102
+    assert 0.99 < draws.max() <= 1
+    np.testing.assert_allclose(np.log(draws).mean(), 0.5 * np.log(1e-3), atol=5 * 2 / 24_000**0.5)
     with pytest.raises(ValueError, match="kl must be one of 'exact', 'sigmoid', 'cubic', 'ard', got 'fit'"):
         ImproperLogUniform("fit")
     with pytest.raises(NotImplementedError):

@@ -1,0 +1,187 @@
+"""Variational dropout: a guide whose noise is proportional to the weight, q(w) = N(mu, alpha mu^2).
+
+alpha is shared by a layer [1]_ or a neuron, or there is one for each weight [2]_. The additive form has N(mu, sigma^2)
+with alpha = sigma^2 / mu^2: the same family as one alpha for each weight, with gradients that do not grow with alpha.
+Under `ImproperLogUniform` the divergence depends on alpha alone, see `bnn_ppl.divergences`.
+
+References
+----------
+.. [1] Kingma, Salimans & Welling (2015), Variational dropout and the local reparameterization trick.
+.. [2] Molchanov, Ashukha & Vetrov (2017), Variational dropout sparsifies deep neural networks.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jax import Array, random
+from numpyro import handlers
+from numpyro.distributions import constraints
+from numpyro.distributions.kl import kl_divergence
+from numpyro.infer.autoguide import AutoNormal
+
+from bnn_ppl.dropout_sites import (
+    PARAMETERIZATIONS,
+    Sites,
+    check_found,
+    check_outside,
+    check_real,
+    check_sites,
+    chooser,
+    noise_shape,
+)
+from bnn_ppl.numpyro.initialization import init_to_prior_center
+from bnn_ppl.numpyro.log_uniform import ImproperLogUniform, divergence_at
+from bnn_ppl.schedules import check_values
+from bnn_ppl.settings import check_choice
+
+
+class DropoutNormal(dist.Normal):
+    """N(mu, alpha mu^2), which knows its alpha: the divergence from `ImproperLogUniform` has no 0 / 0 at mu = 0."""
+
+    pytree_data_fields = ("log_alpha",)
+
+    def __init__(self, loc: Array, log_alpha: Array, *, validate_args: bool | None = None):
+        self.log_alpha = jnp.broadcast_to(log_alpha, jnp.shape(loc))
+        super().__init__(loc, jnp.abs(loc) * jnp.exp(0.5 * self.log_alpha), validate_args=False)
+
+
+@kl_divergence.register(DropoutNormal, ImproperLogUniform)
+def _divergence_from_dropout(q: DropoutNormal, p: ImproperLogUniform) -> Array:
+    return divergence_at(p, 0.5 * jnp.exp(-q.log_alpha))
+
+
+class AutoVariationalDropout(AutoNormal):
+    """Guide with noise proportional to the weights, for ``numpyro.infer.SVI``.
+
+    Parameters
+    ----------
+    model
+        NumPyro model, whose weights have an `ImproperLogUniform` prior for the published objective, or any other.
+    parameterization
+        What has an alpha of its own: each ``"weight"``, each output ``"neuron"`` of a site, each ``"layer"``, that is
+        site; or ``"additive"``, q = N(mu, sigma^2) with a sigma for each weight, and alpha = sigma^2 / mu^2. Outputs
+        are a site's last axis, and the first where the last part of its name begins with ``weight``, as in torch.
+    sites
+        Latent sites that the guide is for: names, or a callable of (name, shape); by default all. Give the others
+        a guide with the host's ``AutoGuideList``.
+    init_log_alpha
+        log alpha where training starts; ``"additive"`` has it with the root mean square of the site's weights.
+    init_loc_fn
+        As for the host's guides; weights start near the prior's centre, with fan-in sized spread.
+
+    Raises
+    ------
+    ValueError
+        For an unknown parameterization here; and at the start of training for unknown sites, sites whose support is not
+        the real numbers or that lie in a plate, and scalars that are to share an alpha.
+
+    Notes
+    -----
+    Parameters are ``{name}_auto_loc`` and ``{name}_auto_log_alpha``, or ``{name}_auto_log_sigma``.
+    ``TraceMeanField_ELBO`` takes the divergence summed over the weights, however many share an alpha; under other ELBOs
+    a weight of mean exactly 0 has no density.
+
+    Examples
+    --------
+    >>> guide = AutoVariationalDropout(model, parameterization="additive", sites=["w0", "w1"])
+    >>> both = AutoGuideList(model)
+    >>> both.append(guide)
+    >>> both.append(AutoNormal(handlers.block(model, hide=["w0", "w1"])))
+    >>> SVI(model, both, optax.adam(1e-3), TraceMeanField_ELBO()).run(random.key(0), 10_000, x, y)
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        *,
+        parameterization: str = "weight",
+        sites: Sites = None,
+        init_log_alpha: float = -5.0,
+        init_loc_fn: Callable = init_to_prior_center,
+    ):
+        check_choice("parameterization", parameterization, PARAMETERIZATIONS)
+        check_values("exp(init_log_alpha)", math.exp(init_log_alpha), (), positive=True)
+        self.parameterization = parameterization
+        self.sites = check_sites(sites)
+        self._init_log_alpha = init_log_alpha
+        self._chosen = chooser(self.sites)
+        self._latent: set[str] = set()
+        super().__init__(
+            handlers.block(model, hide_fn=self._is_left_out),
+            init_loc_fn=init_loc_fn,
+        )
+
+    def _is_left_out(self, site: dict) -> bool:
+        latent = site["type"] == "sample" and not site["is_observed"]
+        if latent:
+            self._latent.add(site["name"])
+        return latent and not self._chosen(site["name"], site["fn"].shape())
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        found = {n: s for n, s in self.prototype_trace.items() if s["type"] == "sample" and not s["is_observed"]}
+        check_found(self.sites, found, self._latent)
+        for name, site in found.items():
+            support = site["fn"].support
+            base = support.base_constraint if isinstance(support, constraints.independent) else support
+            check_real(name, base is constraints.real, support)
+            check_outside(name, [frame.name for frame in site["cond_indep_stack"]])
+            noise_shape(self.parameterization, name, jnp.shape(self._init_locs[name]))
+
+    def _noise_name(self, name: str) -> str:
+        kind = "log_sigma" if self.parameterization == "additive" else "log_alpha"
+        return f"{name}_{self.prefix}_{kind}"
+
+    def _noise_start(self, name: str) -> Array:
+        loc = self._init_locs[name]
+        start = jnp.full(noise_shape(self.parameterization, name, loc.shape), self._init_log_alpha, loc.dtype)
+        if self.parameterization == "additive":
+            return 0.5 * (start + jnp.log(jnp.square(loc).mean()))
+        return start
+
+    def _normal(self, loc: Array, noise: Array) -> dist.Normal:
+        return dist.Normal(loc, jnp.exp(noise)) if self.parameterization == "additive" else DropoutNormal(loc, noise)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        """Sample the sites; the host calls this."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        result = {}
+        for name, event_dim in self._event_dims.items():
+            loc = numpyro.param(f"{name}_{self.prefix}_loc", self._init_locs[name])
+            noise = numpyro.param(self._noise_name(name), self._noise_start(name))
+            result[name] = numpyro.sample(name, self._normal(loc, noise).to_event(event_dim))
+        return result
+
+    def _normals(self, params: Mapping[str, Array]) -> dict[str, dist.Normal]:
+        names = self._event_dims
+        return {n: self._normal(params[f"{n}_{self.prefix}_loc"], params[self._noise_name(n)]) for n in names}
+
+    def sample_posterior(
+        self, rng_key: Array, params: Mapping[str, Array], *args: Any, sample_shape: tuple[int, ...] = (), **kwargs: Any
+    ) -> dict[str, Array]:
+        """Draws of the sites, shapes sample_shape + that of the site."""
+        normals = self._normals(params)
+        keys = random.split(rng_key, len(normals))
+        return {n: q.sample(key, sample_shape) for key, (n, q) in zip(keys, normals.items(), strict=True)}
+
+    def median(self, params: Mapping[str, Array]) -> dict[str, Array]:
+        """Mu of each site."""
+        return {name: params[f"{name}_{self.prefix}_loc"] for name in self._event_dims}
+
+    def quantiles(self, params: Mapping[str, Array], quantiles: Any) -> dict[str, Array]:
+        """Quantiles of each weight, shapes (quantiles,) + that of the site."""
+        levels = jnp.asarray(quantiles)
+        normals = self._normals(params)
+        return {n: q.icdf(levels.reshape(-1, *[1] * jnp.ndim(q.loc))) for n, q in normals.items()}
+
+    def log_alpha(self, params: Mapping[str, Array]) -> dict[str, Array]:
+        """Logarithm of alpha of each weight, in the shape of the site: above 3 a weight is mostly noise."""
+        if self.parameterization == "additive":
+            found = self._normals(params)
+            return {n: 2 * (jnp.log(q.scale) - jnp.log(jnp.abs(q.loc))) for n, q in found.items()}
+        return {n: q.log_alpha for n, q in self._normals(params).items()}
