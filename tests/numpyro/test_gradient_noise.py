@@ -45,7 +45,7 @@ def test_warning_where_noise_dominates():
     with pytest.warns(
         UserWarning, match=r"kinetic temperature is \d\.\d+, and temperature is 1: the noise of the mini"
     ):
-        bnn_ppl.to_arviz(run(SGHMC(offset_model, **cases.HOT, steps_per_draw=10), draws=50))
+        bnn_ppl.to_arviz(run(SGHMC(offset_model, **cases.HOT, steps_per_draw=10), draws=100))
 
 
 @pytest.mark.parametrize("case", cases.NOT_HOT)
