@@ -1,5 +1,7 @@
 """Which sites a dropout guide is for, and the shapes of its noise parameters: shared by both backends."""
 
+import math
+import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,6 +22,12 @@ def check_sites(sites: Sites) -> Sites:
             f"sites must be a list of names or a callable of (name, shape), got {sites!r}: give [{sites!r}]"
         )
     return list(sites)
+
+
+def check_log_alpha(value: Any) -> None:
+    """Raise a ValueError unless the starting log alpha is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"init_log_alpha must be a finite number, got {value!r}: the published one is -5")
 
 
 def chooser(sites: Sites) -> Callable[[str, tuple[int, ...]], bool]:

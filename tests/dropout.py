@@ -40,7 +40,8 @@ BAD = [
         "parameterization must be one of 'weight', 'neuron', 'layer', 'additive', got 'unit'",
     ),
     ({"sites": "w"}, r"sites must be a list of names or a callable .* got 'w': give \['w'\]"),
-    ({"init_log_alpha": float("nan")}, r"exp\(init_log_alpha\) must be finite"),
+    ({"init_log_alpha": float("nan")}, "init_log_alpha must be a finite number, got nan"),
+    ({"init_log_alpha": "-5"}, "init_log_alpha must be a finite number, got '-5'"),
     (
         {"sites": ["v"]},
         r"names \['v'\], no latent sites; the latent sites of the model are \['local', 'noise'",

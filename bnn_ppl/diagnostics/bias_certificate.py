@@ -78,6 +78,9 @@ def bias_certificate(tree: Any, halved: Any = None, *, functions: Sequence[Any] 
         pairs = _draws(group_of(tree, "posterior"), group_of(halved, "posterior"), list(rows))
         if functions is not None:
             pairs["functions"] = tuple(_flat(np.asarray(values, np.float64)) for values in functions)
+            counts = [values.shape[2] for values in pairs["functions"]]
+            if counts[0] != counts[1]:
+                raise ValueError(f"functions must be of the same rows in both runs, got {counts} values a draw")
         for part, (at_full, at_half) in pairs.items():
             rows.setdefault(part, {}).update(_halving(part, at_full, at_half, factor))
         columns += ["sd_bias", "sd_error", "mean_bias", "mean_error"]

@@ -10,7 +10,6 @@ References
 .. [2] Molchanov, Ashukha & Vetrov (2017), Variational dropout sparsifies deep neural networks.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +26,7 @@ from bnn_ppl.dropout_sites import (
     PARAMETERIZATIONS,
     Sites,
     check_found,
+    check_log_alpha,
     check_outside,
     check_real,
     check_sites,
@@ -35,7 +35,6 @@ from bnn_ppl.dropout_sites import (
 )
 from bnn_ppl.numpyro.initialization import init_to_prior_center
 from bnn_ppl.numpyro.log_uniform import ImproperLogUniform, divergence_at
-from bnn_ppl.schedules import check_values
 from bnn_ppl.settings import check_choice
 
 
@@ -104,7 +103,7 @@ class AutoVariationalDropout(AutoNormal):
         init_loc_fn: Callable = init_to_prior_center,
     ):
         check_choice("parameterization", parameterization, PARAMETERIZATIONS)
-        check_values("exp(init_log_alpha)", math.exp(init_log_alpha), (), positive=True)
+        check_log_alpha(init_log_alpha)
         self.parameterization = parameterization
         self.sites = check_sites(sites)
         self._init_log_alpha = init_log_alpha

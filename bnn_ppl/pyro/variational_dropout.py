@@ -10,7 +10,6 @@ References
 .. [2] Molchanov, Ashukha & Vetrov (2017), Variational dropout sparsifies deep neural networks.
 """
 
-import math
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
@@ -32,6 +31,7 @@ from bnn_ppl.dropout_sites import (
     PARAMETERIZATIONS,
     Sites,
     check_found,
+    check_log_alpha,
     check_outside,
     check_real,
     check_sites,
@@ -40,7 +40,6 @@ from bnn_ppl.dropout_sites import (
 )
 from bnn_ppl.pyro.initialization import init_to_prior_center
 from bnn_ppl.pyro.log_uniform import ImproperLogUniform, divergence_at
-from bnn_ppl.schedules import check_values
 from bnn_ppl.settings import check_choice
 
 
@@ -107,7 +106,7 @@ class AutoVariationalDropout(AutoGuide):
         init_loc_fn: Callable = init_to_prior_center,
     ):
         check_choice("parameterization", parameterization, PARAMETERIZATIONS)
-        check_values("exp(init_log_alpha)", math.exp(init_log_alpha), (), positive=True)
+        check_log_alpha(init_log_alpha)
         started = InitMessenger(init_loc_fn)(model)
         super().__init__(poutine.block(started, hide_fn=self._is_left_out))
         self.parameterization = parameterization

@@ -120,6 +120,8 @@ def test_bad_input(full, half):
         bias_certificate(full, run(STEP / 2, seed=1, units=3))
     with pytest.raises(ValueError, match="functions must be those of tree and of halved"):
         bias_certificate(full, functions=[np.zeros((1, 2, 3))] * 2)
+    with pytest.raises(ValueError, match=r"functions must be of the same rows in both runs, got \[3, 4\] values"):
+        bias_certificate(full, half, functions=[np.zeros((1, 2, 3)), np.zeros((1, 2, 4))])
     with pytest.raises(ValueError, match="order must be an integer of at least 1, got 0"):
         bias_certificate(full, half, order=0)
     broken = half.copy(deep=True)
