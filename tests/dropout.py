@@ -52,5 +52,5 @@ BAD = [
         {"sites": ["slope"], "parameterization": "layer"},
         "site 'slope' is a scalar, and parameterization='layer' shares",
     ),
-    ({"sites": ["local"]}, r"site 'local' lies in the plates \['rows'\], and dropout is for weights"),
+    ({"sites": ["local"]}, r"site 'local' lies in the plates \['rows'\], and this guide is for weights"),
 ]

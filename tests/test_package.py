@@ -35,7 +35,7 @@ ANALYSIS = {
 
 # The only differences allowed between the two sides.
 ONE_SIDED_FILES = {
-    "numpyro": {"noise.py", "convolutions.py", "loading.py", "trees.py"},
+    "numpyro": {"noise.py", "convolutions.py", "loading.py", "programs.py", "trees.py"},
     "pyro": {"networks.py", "resume.py"},
 }
 ONE_SIDED_NAMES = {"numpyro": set(), "pyro": {"random_torch_module"}}  # flax and equinox have the host's own

@@ -30,6 +30,7 @@ from bnn_ppl.diagnostics.regression import (
     sample_coverage,
     sample_crps,
 )
+from bnn_ppl.diagnostics.sparsity import log_alpha, prune, signal_to_noise, sparsity
 from bnn_ppl.diagnostics.temperature import (
     batch_means_error,
     expected_configurational_temperature,
@@ -66,12 +67,14 @@ __all__ = [
     "function_dataset",
     "function_diagnostics",
     "hidden_temperature",
+    "log_alpha",
     "log_density",
     "mutual_information",
     "nll",
     "out_of_distribution_auroc",
     "predictive_differences",
     "predictive_entropy",
+    "prune",
     "rademacher_bound",
     "regression_scores",
     "reliability",
@@ -80,7 +83,9 @@ __all__ = [
     "sample_coverage",
     "sample_crps",
     "selective_auroc",
+    "signal_to_noise",
     "site_temperatures",
+    "sparsity",
     "summarize",
     "temperature_band",
     "temperature_series",

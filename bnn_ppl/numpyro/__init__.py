@@ -8,6 +8,7 @@ except ModuleNotFoundError as error:
 
 from bnn_ppl.numpyro import priors
 from bnn_ppl.numpyro.initialization import init_to_prior_center
+from bnn_ppl.numpyro.local_reparameterization import local_reparameterization
 from bnn_ppl.numpyro.log_uniform import ImproperLogUniform
 from bnn_ppl.numpyro.plates import full_data
 from bnn_ppl.numpyro.predict import predict
@@ -16,6 +17,7 @@ from bnn_ppl.numpyro.sghmc import SGHMC, norm_adjusting_sghmc
 from bnn_ppl.numpyro.sgld import SGLD
 from bnn_ppl.numpyro.sgnht import SGNHT
 from bnn_ppl.numpyro.step_size import suggest_step_size
+from bnn_ppl.numpyro.variance_network import AutoVarianceNetwork
 from bnn_ppl.numpyro.variational_dropout import AutoVariationalDropout
 
 __all__ = [
@@ -23,10 +25,12 @@ __all__ = [
     "SGHMC",
     "SGLD",
     "SGNHT",
+    "AutoVarianceNetwork",
     "AutoVariationalDropout",
     "ImproperLogUniform",
     "full_data",
     "init_to_prior_center",
+    "local_reparameterization",
     "norm_adjusting_sghmc",
     "predict",
     "priors",

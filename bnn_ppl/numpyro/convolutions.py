@@ -31,6 +31,8 @@ from jax.custom_batching import sequential_vmap
 from jax.extend import core
 from jax.extend.core import primitives
 
+from bnn_ppl.numpyro.programs import as_function, inner_program
+
 _MAX_PATCH = 32  # elements of a patch up to which patches and a matrix product beat a convolution
 
 
@@ -63,17 +65,8 @@ def fast_convolutions(fn: Callable) -> Callable:
     return wrapped
 
 
-def _inner(eqn: Any) -> Any:
-    """The program inside a call, as a ClosedJaxpr, or None: custom derivatives and loops stay closed."""
-    if eqn.primitive in (primitives.jit_p, primitives.closed_call_p):
-        return eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
-    if eqn.primitive is primitives.remat_p:
-        return core.ClosedJaxpr(eqn.params["jaxpr"], ())
-    return None
-
-
 def _has_replaceable(jaxpr: Any) -> bool:
-    inner = ((eqn, _inner(eqn)) for eqn in jaxpr.eqns)
+    inner = ((eqn, inner_program(eqn)) for eqn in jaxpr.eqns)
     return any(_has_replaceable(sub.jaxpr) if sub else _replacement(eqn) is not None for eqn, sub in inner)
 
 
@@ -85,17 +78,14 @@ def _evaluate(jaxpr: Any, consts: Any, *args: Any) -> list:
         return v.val if isinstance(v, core.Literal) else env[v]
 
     for eqn in jaxpr.eqns:
-        sub, operands = _inner(eqn), eqn.invars
+        sub, operands = inner_program(eqn), eqn.invars
         if sub and _has_replaceable(sub.jaxpr):
             run: Any = functools.partial(_evaluate, sub.jaxpr, sub.consts)
             if eqn.primitive is primitives.remat_p:
                 run = jax.checkpoint(run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
-        elif sub or not (run := _replacement(eqn)):  # a program of its own, so that JAX itself runs it
+        elif sub or not (run := _replacement(eqn)):
             operands = [v for v in eqn.invars if not isinstance(v, core.Literal)]
-            blank = {"arg_names": ("",) * len(operands), "result_paths": ("",) * len(eqn.outvars)}
-            ends = {"constvars": (), "invars": operands, "outvars": eqn.outvars, "effects": eqn.effects}
-            own = jaxpr.replace(eqns=[eqn], debug_info=jaxpr.debug_info._replace(**blank), **ends)
-            run = core.jaxpr_as_fun(core.ClosedJaxpr(own, ()))
+            run = as_function(jaxpr, eqn)
         env.update(zip(eqn.outvars, run(*map(read, operands)), strict=True))
     return [read(v) for v in jaxpr.outvars]
 

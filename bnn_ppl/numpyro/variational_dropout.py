@@ -11,30 +11,16 @@ References
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax.numpy as jnp
-import numpyro
 import numpyro.distributions as dist
-from jax import Array, random
-from numpyro import handlers
-from numpyro.distributions import constraints
+from jax import Array
 from numpyro.distributions.kl import kl_divergence
-from numpyro.infer.autoguide import AutoNormal
 
-from bnn_ppl.dropout_sites import (
-    PARAMETERIZATIONS,
-    Sites,
-    check_found,
-    check_log_alpha,
-    check_outside,
-    check_real,
-    check_sites,
-    chooser,
-    noise_shape,
-)
+from bnn_ppl.guide_sites import PARAMETERIZATIONS, Sites, check_log_alpha, noise_shape
 from bnn_ppl.numpyro.initialization import init_to_prior_center
 from bnn_ppl.numpyro.log_uniform import ImproperLogUniform, divergence_at
+from bnn_ppl.numpyro.weight_guide import WeightGuide
 from bnn_ppl.settings import check_choice
 
 
@@ -53,7 +39,7 @@ def _divergence_from_dropout(q: DropoutNormal, p: ImproperLogUniform) -> Array:
     return divergence_at(p, 0.5 * jnp.exp(-q.log_alpha))
 
 
-class AutoVariationalDropout(AutoNormal):
+class AutoVariationalDropout(WeightGuide):
     """Guide with noise proportional to the weights, for ``numpyro.infer.SVI``.
 
     Parameters
@@ -105,78 +91,19 @@ class AutoVariationalDropout(AutoNormal):
         check_choice("parameterization", parameterization, PARAMETERIZATIONS)
         check_log_alpha(init_log_alpha)
         self.parameterization = parameterization
-        self.sites = check_sites(sites)
         self._init_log_alpha = init_log_alpha
-        self._chosen = chooser(self.sites)
-        self._latent: set[str] = set()
-        super().__init__(
-            handlers.block(model, hide_fn=self._is_left_out),
-            init_loc_fn=init_loc_fn,
-        )
+        super().__init__(model, sites=sites, init_loc_fn=init_loc_fn)
 
-    def _is_left_out(self, site: dict) -> bool:
-        latent = site["type"] == "sample" and not site["is_observed"]
-        if latent:
-            self._latent.add(site["name"])
-        return latent and not self._chosen(site["name"], site["fn"].shape())
-
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
-        found = {n: s for n, s in self.prototype_trace.items() if s["type"] == "sample" and not s["is_observed"]}
-        check_found(self.sites, found, self._latent)
-        for name, site in found.items():
-            support = site["fn"].support
-            base = support.base_constraint if isinstance(support, constraints.independent) else support
-            check_real(name, base is constraints.real, support)
-            check_outside(name, [frame.name for frame in site["cond_indep_stack"]])
-            noise_shape(self.parameterization, name, jnp.shape(self._init_locs[name]))
-
-    def _noise_name(self, name: str) -> str:
-        kind = "log_sigma" if self.parameterization == "additive" else "log_alpha"
-        return f"{name}_{self.prefix}_{kind}"
-
-    def _noise_start(self, name: str) -> Array:
-        loc = self._init_locs[name]
+    def _starts(self, name: str, loc: Array) -> dict[str, Array]:
         start = jnp.full(noise_shape(self.parameterization, name, loc.shape), self._init_log_alpha, loc.dtype)
         if self.parameterization == "additive":
-            return 0.5 * (start + jnp.log(jnp.square(loc).mean()))
-        return start
+            return {"loc": loc, "log_sigma": 0.5 * (start + jnp.log(jnp.square(loc).mean()))}
+        return {"loc": loc, "log_alpha": start}
 
-    def _normal(self, loc: Array, noise: Array) -> dist.Normal:
-        return dist.Normal(loc, jnp.exp(noise)) if self.parameterization == "additive" else DropoutNormal(loc, noise)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
-        """Sample the sites; the host calls this."""
-        if self.prototype_trace is None:
-            self._setup_prototype(*args, **kwargs)
-        result = {}
-        for name, event_dim in self._event_dims.items():
-            loc = numpyro.param(f"{name}_{self.prefix}_loc", self._init_locs[name])
-            noise = numpyro.param(self._noise_name(name), self._noise_start(name))
-            result[name] = numpyro.sample(name, self._normal(loc, noise).to_event(event_dim))
-        return result
-
-    def _normals(self, params: Mapping[str, Array]) -> dict[str, dist.Normal]:
-        names = self._event_dims
-        return {n: self._normal(params[f"{n}_{self.prefix}_loc"], params[self._noise_name(n)]) for n in names}
-
-    def sample_posterior(
-        self, rng_key: Array, params: Mapping[str, Array], *args: Any, sample_shape: tuple[int, ...] = (), **kwargs: Any
-    ) -> dict[str, Array]:
-        """Draws of the sites, shapes sample_shape + that of the site."""
-        normals = self._normals(params)
-        keys = random.split(rng_key, len(normals))
-        return {n: q.sample(key, sample_shape) for key, (n, q) in zip(keys, normals.items(), strict=True)}
-
-    def median(self, params: Mapping[str, Array]) -> dict[str, Array]:
-        """Mu of each site."""
-        return {name: params[f"{name}_{self.prefix}_loc"] for name in self._event_dims}
-
-    def quantiles(self, params: Mapping[str, Array], quantiles: Any) -> dict[str, Array]:
-        """Quantiles of each weight, shapes (quantiles,) + that of the site."""
-        levels = jnp.asarray(quantiles)
-        normals = self._normals(params)
-        return {n: q.icdf(levels.reshape(-1, *[1] * jnp.ndim(q.loc))) for n, q in normals.items()}
+    def _normal(self, *, loc: Array, **noise: Array) -> dist.Normal:
+        if self.parameterization == "additive":
+            return dist.Normal(loc, jnp.exp(noise["log_sigma"]))
+        return DropoutNormal(loc, noise["log_alpha"])
 
     def log_alpha(self, params: Mapping[str, Array]) -> dict[str, Array]:
         """Logarithm of alpha of each weight, in the shape of the site: above 3 a weight is mostly noise."""

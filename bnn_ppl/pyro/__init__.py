@@ -8,6 +8,7 @@ except ModuleNotFoundError as error:
 
 from bnn_ppl.pyro import priors
 from bnn_ppl.pyro.initialization import init_to_prior_center
+from bnn_ppl.pyro.local_reparameterization import local_reparameterization
 from bnn_ppl.pyro.log_uniform import ImproperLogUniform
 from bnn_ppl.pyro.networks import random_torch_module
 from bnn_ppl.pyro.plates import full_data
@@ -17,6 +18,7 @@ from bnn_ppl.pyro.sghmc import SGHMC, norm_adjusting_sghmc
 from bnn_ppl.pyro.sgld import SGLD
 from bnn_ppl.pyro.sgnht import SGNHT
 from bnn_ppl.pyro.step_size import suggest_step_size
+from bnn_ppl.pyro.variance_network import AutoVarianceNetwork
 from bnn_ppl.pyro.variational_dropout import AutoVariationalDropout
 
 __all__ = [
@@ -24,10 +26,12 @@ __all__ = [
     "SGHMC",
     "SGLD",
     "SGNHT",
+    "AutoVarianceNetwork",
     "AutoVariationalDropout",
     "ImproperLogUniform",
     "full_data",
     "init_to_prior_center",
+    "local_reparameterization",
     "norm_adjusting_sghmc",
     "predict",
     "priors",

@@ -1,4 +1,4 @@
-"""Which sites a dropout guide is for, and the shapes of its noise parameters: shared by both backends."""
+"""Which sites a guide of weights is for, and the shapes of its noise parameters: shared by both backends."""
 
 import math
 import numbers
@@ -53,7 +53,7 @@ def check_real(name: str, is_real: bool, support: Any) -> None:
     """Raise a ValueError for a site that a normal does not fit."""
     if not is_real:
         raise ValueError(
-            f"site {name!r} has the support {support}, and dropout noise is normal: leave it out of sites=, and give "
+            f"site {name!r} has the support {support}, and its guide is normal: leave it out of sites=, and give "
             "it a guide of its own with the host's AutoGuideList"
         )
 
@@ -62,8 +62,8 @@ def check_outside(name: str, plates: list[str]) -> None:
     """Raise a ValueError for a site in a plate."""
     if plates:
         raise ValueError(
-            f"site {name!r} lies in the plates {plates}, and dropout is for weights, which lie outside: leave it out "
-            "of sites="
+            f"site {name!r} lies in the plates {plates}, and this guide is for weights, which lie outside: leave it "
+            "out of sites="
         )
 
 

@@ -1,0 +1,268 @@
+"""Local reparameterisation: noise in the outputs of a layer instead of its weights [1]_.
+
+Where a guide draws w_ij ~ N(mu_ij, sigma_ij^2) independently, a row x has the outputs::
+
+    y_j = sum_i x_i w_ij  ~  N(sum_i x_i mu_ij, sum_i x_i^2 sigma_ij^2)
+
+which are drawn directly, for each row by itself. Rows do not share their noise then, so that it averages out over a
+minibatch: gradients have a lower variance, with the same expectation. A convolution draws each pixel of its output
+by itself, as published [2]_: the law of one pixel stays, neighbouring ones lose their correlation.
+
+References
+----------
+.. [1] Kingma, Salimans & Welling (2015), Variational dropout and the local reparameterization trick.
+.. [2] Molchanov, Ashukha & Vetrov (2017), Variational dropout sparsifies deep neural networks.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from jax import Array, random
+from jax.extend import core
+from numpyro import distributions as dist
+from numpyro import handlers
+from numpyro.primitives import Messenger, apply_stack
+
+from bnn_ppl.local_noise import MARK, check_found, check_uses
+from bnn_ppl.numpyro.convolutions import fast_convolutions
+from bnn_ppl.numpyro.programs import as_function, inner_program
+
+_WRAPPERS = (dist.ExpandedDistribution, dist.Independent)
+_SAME_ENTRIES = ("transpose", "reshape", "squeeze", "broadcast_in_dim", "convert_element_type", "slice", "rev", "neg")
+
+
+def local_reparameterization(model: Callable, guide: Callable) -> tuple[Callable, Callable]:
+    """Give a model and its guide with noise in the outputs of layers instead of their weights.
+
+    Parameters
+    ----------
+    model
+        NumPyro model, written in any way: layers are found in its traced program, as matrix products and convolutions
+        of a site of the guide with something else. In between, a weight may be reshaped, sliced and scaled.
+    guide
+        Guide that draws weights from normals, such as ``AutoNormal``, `AutoVariationalDropout`, `AutoVarianceNetwork`,
+        or one written by hand. Other sites, and normals that the model uses in other ways (biases), are drawn as ever.
+
+    Returns
+    -------
+    tuple
+        Model and guide for ``SVI``. Predict with the guide itself.
+
+    Raises
+    ------
+    ValueError
+        When they run: if the guide draws no site from a normal, or the model has no layer with such a site.
+
+    Warns
+    -----
+    UserWarning
+        If a site is in several layers: their noise is drawn independently, as if each had weights of its own.
+
+    Notes
+    -----
+    For dense layers each row's expected log likelihood is that of the weights; under ``TraceMeanField_ELBO`` so is the
+    ELBO. In convolutions, and in layers that one row passes at several positions, the noise of positions is
+    independent, another approximate posterior than the guide's. Loops of the model's own (``lax.scan``) and
+    functions with custom derivatives are not looked into. The model is run twice when it is traced, not when it runs.
+
+    References
+    ----------
+    Kingma, Salimans & Welling (2015), Variational dropout and the local reparameterization trick.
+
+    Examples
+    --------
+    >>> guide = AutoNormal(model)
+    >>> svi = SVI(*local_reparameterization(model, guide), optax.adam(1e-3), TraceMeanField_ELBO())
+    >>> params = svi.run(random.key(0), 10_000, x, y).params
+    >>> predict(guide, x_test, model=model, params=params)
+    """
+
+    @functools.wraps(guide)
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        with _MarkNormals() as mark:
+            result = guide(*args, **kwargs)
+        check_found(mark.found)
+        return result
+
+    @functools.wraps(model)
+    def local(*args: Any, **kwargs: Any) -> Any:
+        with handlers.block(hide_fn=_is_output), _Tape() as tape:
+            result = model(*args, **kwargs)
+        outputs = [msg for msg in tape.messages if _is_output(msg)]
+        weights = {m["name"]: _weights(m) for m in tape.messages if m["type"] == "sample" and MARK in m["infer"]}
+        values = [_value(msg) for msg in outputs]
+        if weights:
+            again = functools.partial(_again, model, args, kwargs, tape.messages)
+            values = _with_local_noise(again, weights, numpyro.prng_key())
+        for msg, value in zip(outputs, values, strict=True):
+            changed = {"fn": value} if msg["type"] == "sample" else {"value": value}
+            apply_stack(msg | changed | {"stop": False})
+        return result
+
+    return local, marked
+
+
+class _MarkNormals(Messenger):
+    """Leave mean and scale with each site that is drawn from a normal, where `replay` hands them to the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __enter__(self) -> "_MarkNormals":
+        super().__enter__()
+        return self
+
+    def process_message(self, msg: dict) -> None:
+        """Mark the site; called by NumPyro."""
+        if msg["type"] != "sample" or msg["is_observed"]:
+            return
+        base = msg["fn"]
+        while isinstance(base, _WRAPPERS):
+            base = base.base_dist
+        if isinstance(base, dist.Normal):
+            msg["infer"] = msg["infer"] | {MARK: (base.loc, base.scale)}
+            self.found.append(msg["name"])
+
+
+class _Tape(Messenger):
+    """Record the messages of a run; with those of an earlier one, give the run its values, one after another."""
+
+    def __init__(self, values: Iterable | None = None):
+        super().__init__()
+        self.messages: list[dict] = []
+        self.values = None if values is None else iter(values)
+
+    def __enter__(self) -> "_Tape":
+        super().__enter__()
+        return self
+
+    def process_message(self, msg: dict) -> None:
+        """Give the value; called by NumPyro."""
+        if self.values is not None and not _is_output(msg):
+            msg["value"] = next(self.values)
+
+    def postprocess_message(self, msg: dict) -> None:
+        """Record a copy, since plates change the message after this; called by NumPyro."""
+        self.messages.append(msg.copy())
+
+
+def _is_output(msg: dict) -> bool:
+    return msg["type"] == "deterministic" or (msg["type"] == "sample" and msg["is_observed"])
+
+
+def _value(msg: dict) -> Any:
+    return msg["fn"] if msg["type"] == "sample" else msg["value"]
+
+
+class _Weights(NamedTuple):
+    """A site, or some of its entries in another order or scale: its draw, and the mean and sd of its entries."""
+
+    name: str
+    draw: Array
+    mean: Array
+    sd: Array
+
+
+def _weights(msg: dict) -> tuple[Array, Array, Array]:
+    loc, scale = msg["infer"][MARK]
+    draw = msg["value"]
+    return draw, jnp.broadcast_to(loc, jnp.shape(draw)), jnp.broadcast_to(scale, jnp.shape(draw))
+
+
+def _again(model: Callable, args: tuple, kwargs: dict, messages: list[dict], draws: dict[str, Array]) -> list:
+    """What the model's outputs are under other draws of some sites."""
+    kept = (draws.get(msg.get("name", ""), msg["value"]) for msg in messages if not _is_output(msg))
+    with handlers.block(), _Tape(kept) as tape:
+        model(*args, **kwargs)
+    return [_value(msg) for msg in tape.messages if _is_output(msg)]
+
+
+def _with_local_noise(again: Callable, weights: dict[str, tuple], key: Array) -> list:
+    """The outputs, with noise in those of the layers."""
+    structures: list[Any] = []
+
+    def leaves(draws: dict[str, Array]) -> list:
+        found, structure = jax.tree.flatten(again(draws))
+        structures.append(structure)
+        return found
+
+    names = sorted(weights)
+    closed = jax.make_jaxpr(leaves)({name: weights[name][0] for name in names})
+    uses: Counter = Counter()
+
+    def run(weights: dict[str, tuple], key: Array) -> list:
+        uses.clear()
+        noise = _Noise(key, uses)
+        inputs = [_Weights(name, *weights[name]) for name in names]
+        return [_draw_of(value) for value in _evaluate(closed.jaxpr, closed.consts, inputs, noise)]
+
+    found = fast_convolutions(run)(weights, key)
+    check_uses(names, uses)
+    return jax.tree.unflatten(structures[0], found)
+
+
+class _Noise:
+    """Standard normals, each time with another key, and the count of the layers of each site."""
+
+    def __init__(self, key: Array, uses: Counter):
+        self.key = key
+        self.uses = uses
+
+    def __call__(self, name: str, like: Array) -> Array:
+        key = random.fold_in(self.key, self.uses.total())
+        self.uses[name] += 1
+        return random.normal(key, like.shape, like.dtype)
+
+
+def _draw_of(value: Any) -> Any:
+    return value.draw if isinstance(value, _Weights) else value
+
+
+def _evaluate(jaxpr: Any, consts: Any, args: list, noise: _Noise) -> list:
+    """Run a program on arrays and weights."""
+    env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+    for eqn in jaxpr.eqns:
+        inputs = [v.val if isinstance(v, core.Literal) else env[v] for v in eqn.invars]
+        which = [i for i, value in enumerate(inputs) if isinstance(value, _Weights)]
+        outputs = None
+        if which and (sub := inner_program(eqn)):
+            outputs = _evaluate(sub.jaxpr, sub.consts, inputs, noise)
+        elif len(which) == 1:
+            outputs = _exchanged(jaxpr, eqn, inputs, which[0], noise)
+        if outputs is None:
+            outputs = _run(jaxpr, eqn, [_draw_of(value) for value in inputs])
+        env.update(zip(eqn.outvars, outputs, strict=True))
+    return [v.val if isinstance(v, core.Literal) else env[v] for v in jaxpr.outvars]
+
+
+def _run(jaxpr: Any, eqn: Any, inputs: list) -> list:
+    pairs = zip(inputs, eqn.invars, strict=True)
+    return as_function(jaxpr, eqn)(*(value for value, v in pairs if not isinstance(v, core.Literal)))
+
+
+def _exchanged(jaxpr: Any, eqn: Any, inputs: list, at: int, noise: _Noise) -> list | None:
+    """A layer with noise in its outputs, weights in another form, or None for what is done with the draw."""
+    weights = inputs[at]
+    kind, shape = eqn.primitive.name, eqn.outvars[0].aval.shape
+
+    def with_part(part: Array, others: Callable = lambda value: value) -> Array:
+        return _run(jaxpr, eqn, [part if i == at else others(value) for i, value in enumerate(inputs)])[0]
+
+    if kind == "dot_general" or (kind == "conv_general_dilated" and at == 1):
+        mean = with_part(weights.mean)
+        variance = with_part(jnp.square(weights.sd), jnp.square)
+        positive = variance > 0  # the root's slope at 0, where all inputs are 0, is infinite
+        sd = jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
+        return [mean + sd * noise(weights.name, mean)]
+    same_size = weights.draw.size == eqn.outvars[0].aval.size or kind == "slice"
+    scaled = (kind == "mul" or (kind == "div" and at == 0)) and shape == weights.draw.shape
+    if (kind in _SAME_ENTRIES and same_size) or scaled:
+        draw, mean, sd = (with_part(part) for part in weights[1:])
+        return [_Weights(weights.name, draw, mean, jnp.abs(sd))]
+    return None

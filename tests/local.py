@@ -1,0 +1,37 @@
+"""Cases that the tests of local reparameterisation share."""
+
+import numpy as np
+
+RNG = np.random.default_rng(0)
+ROWS, INPUTS, OUTPUTS, SIZE, WINDOW = 20_000, 4, 3, 4, 3
+ROW = RNG.normal(size=INPUTS)
+IMAGE = RNG.normal(size=(SIZE, SIZE, INPUTS))
+LOC, SCALE = RNG.normal(size=(INPUTS, OUTPUTS)), RNG.uniform(0.2, 1.0, (INPUTS, OUTPUTS))
+KERNEL_LOC, KERNEL_SCALE = (
+    RNG.normal(size=(WINDOW, WINDOW, INPUTS, OUTPUTS)),
+    RNG.uniform(0.2, 1.0, (WINDOW, WINDOW, INPUTS, OUTPUTS)),
+)
+
+X = RNG.normal(size=(100, 6))
+Y = X.sum(1) + RNG.normal(size=100)
+
+
+def dense(row: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The outputs of a dense layer."""
+    return row @ weights
+
+
+def convolution(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """The outputs of an unpadded convolution, by sums over its windows."""
+    reach = range(SIZE - WINDOW + 1)
+    windows = np.array([[image[i : i + WINDOW, j : j + WINDOW] for j in reach] for i in reach])
+    return np.einsum("ijabc,abco->ijo", windows, kernel)
+
+
+def check_moments(found: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> None:
+    """Outputs of the same inputs in each row have these moments, and each row and entry noise of its own."""
+    rows = len(found)
+    assert np.abs((found.mean(0) - mean) / np.sqrt(variance / rows)).max() < 4.5
+    assert np.abs((found.var(0) / variance - 1) * np.sqrt(rows / 2)).max() < 4.5
+    correlation = np.corrcoef(found.reshape(rows, -1), rowvar=False)
+    assert np.abs(correlation - np.eye(len(correlation))).max() < 4.5 / np.sqrt(rows)
