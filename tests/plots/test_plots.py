@@ -14,7 +14,7 @@ from bnn_ppl import diagnostics as d
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from bnn_ppl.plots import plot_reliability, plot_temperatures, plot_weight_norm
+from bnn_ppl.plots import plot_log_alpha, plot_reliability, plot_temperatures, plot_weight_norm
 
 rng = np.random.default_rng(0)
 P = rng.dirichlet(np.ones(4), size=300)
@@ -150,7 +150,59 @@ def test_weight_norm_of_a_site_on_given_axes():
     assert "Fokker-Planck" not in lines(axes[1, 2])
 
 
+LOG_ALPHA = {
+    "w0": np.concatenate([rng.normal(-4, 1, 30), rng.normal(8, 1, 169), [np.inf, 90, 95, -np.inf]]).reshape(7, 29),
+    "w1": np.full(7, np.inf),
+    "b": np.array([3.0, 3.25]),
+}
+
+
+def test_log_alpha_shows_each_site_and_what_lies_beyond():
+    axes = plot_log_alpha(LOG_ALPHA)
+    table = d.sparsity(LOG_ALPHA)
+    assert axes.shape == (3,)
+    assert axes[0].get_title() == "w0\n84.7% pruned, 31 of 203 kept"
+    assert axes[1].get_title() == "w1\n100.0% pruned, 0 of 7 kept"
+    words = [[text.get_text() for text in ax.texts] for ax in axes]
+    assert words == [["← 1 beyond the axis", "3 beyond the axis →"], ["7 beyond the axis →"], []]
+    low, high = axes[0].get_xlim()
+    assert low == pytest.approx(LOG_ALPHA["w0"][np.isfinite(LOG_ALPHA["w0"])].min() - 0.5)
+    assert high == pytest.approx(20.5)
+    for ax, site in zip(axes, LOG_ALPHA, strict=True):
+        inside = (LOG_ALPHA[site] >= low) & (LOG_ALPHA[site] <= high)
+        assert sum(bar.get_height() for bar in ax.patches) == inside.sum()
+        right = sum(bar.get_height() for bar in ax.patches if bar.get_x() + bar.get_width() / 2 > 5)
+        assert right == (inside & (LOG_ALPHA[site] > 5)).sum()
+        assert lines(ax)["threshold 3"][0].tolist() == [3, 3]
+        assert (ax.get_xlabel(), ax.get_ylabel()) == (r"$\log\,\alpha$", "weights in the bin")
+        assert ax.get_yscale() == "log"
+        assert ax.get_xlim() == (low, high)
+        assert f"{table.loc[site, 'kept']} of {table.loc[site, 'weights']} kept" in ax.get_title()
+    axes[0].figure.canvas.draw()
+
+
+def test_log_alpha_on_given_axes_and_at_another_threshold():
+    _, single = plt.subplots()
+    (ax,) = plot_log_alpha({"b": LOG_ALPHA["b"]}, threshold=25, ax=single)
+    assert ax is single
+    assert ax.get_title() == "b\n0.0% pruned, 2 of 2 kept"
+    assert ax.get_xlim() == (2.5, 25.5)
+    assert lines(ax)["threshold 25"][0].tolist() == [25, 25]
+    panels = plot_log_alpha({f"w{i}": LOG_ALPHA["b"] for i in range(4)})
+    assert len(panels) == 4
+    assert [other.axison for other in panels[0].figure.axes] == [True] * 4 + [False] * 2
+    (ax,) = plot_log_alpha({"w1": LOG_ALPHA["w1"]})
+    assert ax.get_xlim() == (2.5, 3.5)
+    ax.figure.canvas.draw()
+
+
 def test_bad_arguments():
+    with pytest.raises(ValueError, match="ax must have 3 Axes, one for each site, got 1"):
+        plot_log_alpha(LOG_ALPHA, ax=plt.subplots()[1])
+    with pytest.raises(ValueError, match="log_alpha of site 'w' has 1 NaN values"):
+        plot_log_alpha({"w": np.nan})
+    with pytest.raises(ValueError, match="threshold must be a finite number, got inf"):
+        plot_log_alpha(LOG_ALPHA, threshold=np.inf)
     with pytest.raises(ValueError, match=re.escape("part must be one of ['all'], got 'w7'")):
         plot_weight_norm(norms_of(1), part="w7")
     with pytest.raises(ValueError, match=re.escape("ax must have the shape (2, 3), for three norms and their rates")):
