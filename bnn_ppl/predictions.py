@@ -6,17 +6,19 @@ With p_s(y | x) the predictive distribution of a row under draw s = 1, ..., S, a
     E y, Var y   = mean_s m_s,  mean_s v_s + var_s m_s       the law of total variance
     log p(y | x) = log mean_s p_s(y | x)                     log-mean-exp, never the mean of the logarithms
 
-in double precision.
+in double precision. One draw alone, or the expected values of the weights in place of draws, is a sum of one term.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from bnn_ppl.parameters import is_weight
 from bnn_ppl.responses import Draws, Look, Site, choose_draws, choose_response, fit_draws, inspect_rows, number_of_rows
 
 Arrays = dict[str, np.ndarray]
@@ -79,9 +81,11 @@ def make_plan(
     draws: Draws,
     *,
     site: str | None,
+    scheme: str,
     num_draws: int | None,
     row_batch_size: int | None,
     draw_batch_size: int | None,
+    seed: int,
 ) -> Plan:
     """Look at a model and decide what to compute.
 
@@ -93,7 +97,7 @@ def make_plan(
         Of the model's array arguments.
     draws
         That it is predicted by.
-    site, num_draws, row_batch_size, draw_batch_size
+    site, scheme, num_draws, row_batch_size, draw_batch_size, seed
         As given to `predict`.
 
     Raises
@@ -106,7 +110,7 @@ def make_plan(
     sites, constant = inspect_rows(look, row_batch, lengths, draws.shapes)
     response = choose_response(sites, draws, site)
     counts, latent, others = fit_draws(sites, draws, response)
-    index = choose_draws(counts, num_draws)
+    index = choose_draws(counts, num_draws, scheme, seed)
     most = draw_batch_size or _together(row_batch, [sites[name].shape for name in latent])
     return Plan(response, constant, rows, row_batch, latent, others, index, _even_part(len(index[0]), most))
 
@@ -122,6 +126,63 @@ def _together(rows: int, shapes: Sequence[tuple[int, ...]]) -> int:
 def _even_part(total: int, most: int) -> int:
     """Length of equal parts of at most `most`, as few as cover `total`."""
     return math.ceil(total / math.ceil(total / most))
+
+
+def at_expectation(
+    plan: Plan,
+    read: Callable[..., Mapping[str, Any]],
+    to_numpy: Callable[[Any], np.ndarray],
+    as_like: Callable[[Any, np.ndarray], Any],
+) -> tuple[Plan, Callable[..., dict[str, Any]]]:
+    """Plan and reader of one draw in place of all: the means of the latent sites over the draws.
+
+    Parameters
+    ----------
+    plan
+        Of the draws.
+    read
+        Draws at given indices.
+    to_numpy
+        Turns an array of the backend into one of NumPy.
+    as_like
+        Turns an array of NumPy into one of the backend, of the data type and device of another.
+
+    Raises
+    ------
+    ValueError
+        If draws are integers or not finite.
+
+    Warns
+    -----
+    UserWarning
+        If a weight is 0 in all its entries.
+    """
+    totals: Arrays = {}
+    for places, index in plan.draw_batches():
+        draws = read(*index)
+        for name, value in draws.items():
+            some = to_numpy(value)[: places.stop - places.start]
+            if some.dtype.kind in "biu":
+                raise ValueError(
+                    f"the draws of site {name!r} are integers, and scheme='deterministic' takes their mean: take "
+                    "scheme='ensemble', or give them as floating-point numbers"
+                )
+            totals[name] = totals.get(name, np.float64(0)) + some.sum(axis=0, dtype=np.float64)
+    means = {name: total / plan.draws for name, total in totals.items()}
+    for name, mean in means.items():
+        if not np.isfinite(mean).all():
+            raise ValueError(f"the mean of the draws of site {name!r} is not finite: leave out draws that diverged")
+    zero = [name for name, mean in means.items() if is_weight(name, mean.shape) and not mean.any()]
+    if zero:
+        warnings.warn(
+            f"the expected values of the weights {zero} are all exactly 0: with scheme='deterministic' the network "
+            "ignores its input and predicts at chance for every row. Take scheme='ensemble', which averages the "
+            "predictions of draws",
+            UserWarning,
+            stacklevel=3,
+        )
+    one_draw = {name: as_like(draws[name], mean[None]) for name, mean in means.items()}
+    return replace(plan, index=(np.zeros(1, int),), draw_batch=1), lambda *index: one_draw
 
 
 def predict_all(
@@ -272,16 +333,16 @@ def _dataset(totals: Arrays, plan: Plan) -> xr.Dataset:
         classes = name == "probabilities" or (name == "functions" and "probabilities" in totals)
         return ("row", *site.dims[: value.ndim - 1 - classes], *["class"] * classes)
 
-    chains = len(np.unique(plan.index[0])) if len(plan.index) > 1 else 1
+    chains = np.unique(plan.index[0]) if len(plan.index) > 1 else np.zeros(1, int)
     variables: dict[str, Any] = {name: (dims(name, value), value) for name, value in by_row.items()}
     for name in ("functions", "noise_sd"):
         if name in totals:
-            value = totals[name]
-            variables[name] = (("chain", "draw", *dims(name, value[0])), value.reshape(chains, -1, *value.shape[1:]))
+            value = totals[name].reshape(len(chains), -1, *totals[name].shape[1:])
+            variables[name] = (("chain", "draw", *dims(name, value[0, 0])), value)
     if "draw_log_density" in totals:
-        variables["draw_log_density"] = (("chain", "draw"), totals["draw_log_density"].reshape(chains, -1))
+        variables["draw_log_density"] = (("chain", "draw"), totals["draw_log_density"].reshape(len(chains), -1))
     found = xr.Dataset(variables, attrs={"site": site.name, "num_draws": n})
     numbers = {dim: np.arange(size) for dim, size in found.sizes.items()}
     if "draw" in numbers:
-        numbers["draw"] = plan.index[-1][: numbers["draw"].size]
+        numbers |= {"chain": chains, "draw": plan.index[-1][: numbers["draw"].size]}
     return found.assign_coords(numbers)

@@ -3,12 +3,16 @@
 A model is looked at twice, on B and on B + 1 rows: what grows by one is the axis of the rows, whatever plates it has.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from bnn_ppl.settings import check_choice
+
+SCHEMES = ("ensemble", "stochastic", "deterministic")
 GUIDE_DRAWS = 1000
 RESERVED = ("chain", "draw", "row", "class")
 
@@ -60,6 +64,20 @@ def check_numbers(**numbers: Any) -> None:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
+def check_scheme(scheme: Any, num_draws: int | None, seed: Any) -> None:
+    """Raise a ValueError for an unknown scheme, and for what does not go with one draw."""
+    check_choice("scheme", scheme, SCHEMES)
+    if scheme != "stochastic":
+        return
+    if num_draws not in (None, 1):
+        raise ValueError(
+            f"num_draws={num_draws} with scheme='stochastic', which predicts with one draw: leave num_draws out, or "
+            "take scheme='ensemble' to average over several"
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed must be an integer of at least 0 for scheme='stochastic', got {seed!r}")
+
+
 def check_model(model: Any, source: str) -> None:
     """Raise a ValueError unless `model` is a callable."""
     if not callable(model):
@@ -79,6 +97,28 @@ def check_trained(guide: Any) -> None:
     """Raise a ValueError for an automatic guide that has never run."""
     if getattr(guide, "prototype_trace", True) is None:
         raise ValueError(f"the guide {type(guide).__name__} has not been trained: run SVI with it first")
+
+
+def takes_medians(guide: Any, scheme: str, num_draws: int | None) -> bool:
+    """Whether a guide is predicted by its medians; a ValueError if a number of draws is given then."""
+    if scheme != "deterministic" or not hasattr(guide, "median"):
+        return False
+    if num_draws is not None:
+        raise ValueError(
+            f"num_draws={num_draws} with scheme='deterministic', which takes the median of the guide "
+            f"{type(guide).__name__} and no draws: leave num_draws out"
+        )
+    return True
+
+
+def check_medians(guide: Any, medians: Mapping[str, Any], latent: Iterable[str]) -> None:
+    """Raise a ValueError for latent sites of which a guide knows no median."""
+    missing = [name for name in latent if name not in medians]
+    if missing:
+        raise ValueError(
+            f"scheme='deterministic' takes the median of the guide {type(guide).__name__}, which has none of the sites "
+            f"{missing}: give lambda *args, **kwargs: guide(*args, **kwargs) in its place, for the means of its draws"
+        )
 
 
 def no_moments(site: str, distribution: str) -> str:
@@ -242,8 +282,10 @@ def check_settled(response: str, runs: Sequence[Mapping[str, np.ndarray]], other
     raise ValueError(f"site {response!r} has another distribution in a second run with the same draw, for {cause}")
 
 
-def choose_draws(counts: tuple[int, ...], num_draws: int | None) -> tuple[np.ndarray, ...]:
+def choose_draws(counts: tuple[int, ...], num_draws: int | None, scheme: str, seed: int) -> tuple[np.ndarray, ...]:
     """Indices, of chains and draws or of draws alone, shapes (chosen,): all, or some of each chain, evenly spaced.
+
+    The scheme "stochastic" chooses one of all chains' draws at random by the seed.
 
     Raises
     ------
@@ -255,6 +297,8 @@ def choose_draws(counts: tuple[int, ...], num_draws: int | None) -> tuple[np.nda
         raise ValueError(f"there are no draws: their shape, chains first, is {counts}")
     if num_draws is not None and num_draws > total:
         raise ValueError(f"num_draws={num_draws}, and there are {total} draws in a chain: give at most as many")
+    if scheme == "stochastic":
+        return np.unravel_index(np.random.default_rng(seed).integers(math.prod(counts), size=1), counts)
     chosen = np.arange(num_draws or total) * total // (num_draws or total)
     grid = np.meshgrid(*map(np.arange, counts[:-1]), chosen, indexing="ij")
     return tuple(axis.ravel() for axis in grid)

@@ -26,7 +26,14 @@ class Origin(NamedTuple):
 
 
 def origin_of(
-    source: Any, model: Any, params: dict[str, Any], num_draws: int | None, seed: int, args: tuple, kwargs: dict
+    source: Any,
+    model: Any,
+    params: dict[str, Any],
+    scheme: str,
+    num_draws: int | None,
+    seed: int,
+    args: tuple,
+    kwargs: dict,
 ) -> Origin:
     """Draws and model; `args` and `kwargs` are those of the model, which guides take too, the rest as in `predict`."""
     if isinstance(source, MCMC):
@@ -47,9 +54,14 @@ def origin_of(
         return Origin(model, params, responses.Draws(_shapes(samples), (1, 2)), partial(_take, samples))
     responses.check_source(source, "numpyro")
     responses.check_model(model, "a guide")
+    takes_medians = responses.takes_medians(source, scheme, num_draws)
     draw = _guide_draw(source, params, seed, args, kwargs)
+    if takes_medians:
+        samples = {name: value[None] for name, value in _medians(source, params).items()}
+        return Origin(model, params, responses.Draws(_shapes(samples), (1,)), partial(_take, samples))
     several = jax.jit(jax.vmap(draw))
-    first = jax.eval_shape(several, np.zeros(num_draws or responses.GUIDE_DRAWS, np.int32))
+    total = 1 if scheme == "stochastic" else num_draws or responses.GUIDE_DRAWS
+    first = jax.eval_shape(several, np.zeros(total, np.int32))
     return Origin(
         model,
         params,
@@ -86,3 +98,15 @@ def _guide_draw(guide: Callable, params: dict[str, Any], seed: int, args: tuple,
         return {name: site["value"] for name, site in sites(key).items() if site["type"] == "sample"}
 
     return draw
+
+
+def _medians(guide: Any, params: dict[str, Any]) -> dict[str, Array]:
+    """Medians by site, in the user's coordinates."""
+    try:
+        found = guide.median(params)
+    except NotImplementedError:
+        found = {}
+    sites = getattr(guide, "prototype_trace", {})
+    latent = [name for name, site in sites.items() if site["type"] == "sample" and not site["is_observed"]]
+    responses.check_medians(guide, found, latent)
+    return {name: jnp.asarray(value) for name, value in found.items()}

@@ -35,7 +35,7 @@ from bnn_ppl.numpyro.initialization import init_to_prior_center
 from bnn_ppl.numpyro.layout import plates_of
 from bnn_ppl.numpyro.plates import SetPlates, as_arrays
 from bnn_ppl.numpyro.results import to_numpy
-from bnn_ppl.predictions import Plan, make_plan, predict_all
+from bnn_ppl.predictions import Plan, at_expectation, make_plan, predict_all
 
 _WRAPPERS = (dist.ExpandedDistribution, dist.Independent, dist.MaskedDistribution)
 
@@ -45,6 +45,7 @@ def predict(
     *args: Any,
     model: Callable | None = None,
     params: Mapping[str, Any] | None = None,
+    scheme: str = "ensemble",
     num_draws: int | None = None,
     site: str | None = None,
     functions: bool = False,
@@ -53,7 +54,7 @@ def predict(
     seed: int = 0,
     **kwargs: Any,
 ) -> xr.Dataset:
-    """Average predictions for held-out rows over the draws of a posterior.
+    """Average predictions for held-out rows over the draws of a posterior, or predict with one value of the weights.
 
     Parameters
     ----------
@@ -70,8 +71,14 @@ def predict(
         number of training data.
     params
         Values of ``param`` sites by name, ``svi_result.params`` for a guide. By default those that the kernel holds.
+    scheme
+        How many values of the weights are predicted with [1]_: ``"ensemble"`` averages the predictions of all draws;
+        ``"stochastic"`` takes one draw at random, of all chains; ``"deterministic"`` takes the expected values of the
+        latent sites in the user's coordinates, in one forward pass. These are means over chains and draws, the
+        ``median`` of a guide that has one, as those of ``autoguide`` do, and means over the draws of other guides.
     num_draws
-        Draws taken of each chain, evenly spaced, by default all; or drawn from a guide, by default 1000.
+        Draws taken of each chain, evenly spaced, by default all; or drawn from a guide, by default 1000. With
+        ``"stochastic"`` there is one, and a guide's ``median`` takes none.
     site
         The observed site to predict, where the model has several.
     functions
@@ -81,7 +88,7 @@ def predict(
     draw_batch_size
         Draws evaluated at a time, at most. By default more of them the fewer rows and weights there are.
     seed
-        Seed of the draws from a guide.
+        Seed of the draws from a guide, and of the one draw of ``"stochastic"``.
 
     Returns
     -------
@@ -97,19 +104,32 @@ def predict(
         * With `functions` also `functions` (chain, draw, row, ...), probabilities or means, and for others than
           classes `noise_sd`, the standard deviation of an observation under each draw, of the same shape.
 
+        With one value of the weights, chain and draw have the length 1, and `function_sd` is 0.
+
     Raises
     ------
     TypeError
         If `source` is none of the three.
     ValueError
         If the model and its arguments do not fit the draws or each other, there are not as many draws, the model is
-        random given a draw, or a prediction is not finite; the message names the site and the remedy.
+        random given a draw, the scheme is unknown or does not go with `num_draws`, `seed` or integer draws, or a
+        prediction is not finite; the message names the site and the remedy.
+
+    Warns
+    -----
+    UserWarning
+        With ``"deterministic"``, if the expected values of weights are all exactly 0, as those of a variance network.
 
     Notes
     -----
     Memory does not grow with the number of draws, but for `functions`. Models run under ``jax.jit``, so they cannot
     look at the values of their arguments, and arguments named as those above must be bound before:
     ``model=functools.partial(model, seed=1)``.
+
+    References
+    ----------
+    .. [1] Neklyudov, Molchanov, Ashukha & Vetrov (2018), Variance networks: when expectation does not meet your
+       expectations.
 
     Examples
     --------
@@ -118,9 +138,10 @@ def predict(
     >>> predict(guide, x_test, model=model, params=svi_result.params)["mean"]
     """
     responses.check_numbers(num_draws=num_draws, row_batch_size=row_batch_size, draw_batch_size=draw_batch_size)
+    responses.check_scheme(scheme, num_draws, seed)
     args, kwargs = as_arrays((args, kwargs))
     with validation_enabled(False):
-        origin = origin_of(source, model, dict(params or {}), num_draws, seed, args, kwargs)
+        origin = origin_of(source, model, dict(params or {}), scheme, num_draws, seed, args, kwargs)
         data = _data(args, kwargs)
         _hold_shapes(origin, data)
         plan = make_plan(
@@ -128,9 +149,11 @@ def predict(
             list(data.lengths.values()),
             origin.draws,
             site=site,
+            scheme=scheme,
             num_draws=num_draws,
             row_batch_size=row_batch_size,
             draw_batch_size=draw_batch_size,
+            seed=seed,
         )
 
         @jax.jit
@@ -141,7 +164,9 @@ def predict(
         def values(draws: dict[str, Array], first: int, key: int = 0) -> dict[str, np.ndarray]:
             return jax.tree.map(to_numpy, evaluate(draws, data.arrays, np.int32(first), random.key(key)))
 
-        read = partial(origin.read, plan.latent)
+        read: Callable[..., dict[str, Array]] = partial(origin.read, plan.latent)
+        if scheme == "deterministic":
+            plan, read = at_expectation(plan, read, to_numpy, lambda like, value: jnp.asarray(value, like.dtype))
         if plan.others:
             first_draws = read(*next(plan.draw_batches())[1])
             runs = [values(first_draws, 0, key) for key in range(2)]

@@ -1,6 +1,7 @@
 """Where `predict` has its draws from: a finished MCMC, a dict of draws, or a guide."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from bnn_ppl.pyro.results import read as read_mcmc
 class Origin(NamedTuple):
     """A model, values of its param sites, its draws, and how to read those of some sites at some indices.
 
-    `samples` are all draws, or the first one of a guide.
+    `samples` are all draws, the first one of a guide, or its medians.
     """
 
     model: Callable
@@ -30,7 +31,14 @@ class Origin(NamedTuple):
 
 
 def origin_of(
-    source: Any, model: Any, params: dict[str, Any], num_draws: int | None, seed: int, args: tuple, kwargs: dict
+    source: Any,
+    model: Any,
+    params: dict[str, Any],
+    scheme: str,
+    num_draws: int | None,
+    seed: int,
+    args: tuple,
+    kwargs: dict,
 ) -> Origin:
     """Draws and model; `args` and `kwargs` are those of the model, which guides take too, the rest as in `predict`."""
     if isinstance(source, MCMC):
@@ -53,13 +61,17 @@ def origin_of(
     responses.check_source(source, "pyro")
     responses.check_model(model, "a guide")
     responses.check_trained(source)
+    if responses.takes_medians(source, scheme, num_draws):
+        samples = {name: value[None] for name, value in _medians(source, params, args, kwargs).items()}
+        return Origin(model, params, responses.Draws(_shapes(samples), (1,)), samples, partial(_take, samples))
 
     def read(names: list[str], index: np.ndarray) -> dict[str, Tensor]:
         some = [_guide_draw(source, params, seed, int(number), args, kwargs) for number in index]
         return {name: torch.stack([draw[name] for draw in some]) for name in names}
 
     first = {name: value[None] for name, value in _guide_draw(source, params, seed, 0, args, kwargs).items()}
-    shapes = {name: (num_draws or responses.GUIDE_DRAWS, *shape[1:]) for name, shape in _shapes(first).items()}
+    total = 1 if scheme == "stochastic" else num_draws or responses.GUIDE_DRAWS
+    shapes = {name: (total, *shape[1:]) for name, shape in _shapes(first).items()}
     return Origin(model, params, responses.Draws(shapes, (1,)), first, read)
 
 
@@ -95,3 +107,16 @@ def _guide_draw(
         for name, site in sites.items()
         if site["type"] == "sample" and not isinstance(site["fn"], _Subsample)
     }
+
+
+def _medians(guide: Any, params: Mapping[str, Any], args: tuple, kwargs: dict) -> dict[str, Tensor]:
+    """Medians by site, in the user's coordinates."""
+    # Outside its context a module has its own parameters, whatever `params` and Pyro's store say.
+    with poutine.block(), HoldParams(params), getattr(guide, "_pyro_context", nullcontext()):
+        try:
+            found = guide.median(*args, **kwargs)
+        except NotImplementedError:
+            found = {}
+    recorded = getattr(guide, "prototype_trace", None)
+    responses.check_medians(guide, found, [name for name, _ in recorded.iter_stochastic_nodes()] if recorded else [])
+    return {name: torch.as_tensor(value) for name, value in found.items()}

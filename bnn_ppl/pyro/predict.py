@@ -30,7 +30,7 @@ from torch.utils import _pytree as pytree
 
 from bnn_ppl import responses
 from bnn_ppl.layout import check_observation
-from bnn_ppl.predictions import Plan, make_plan, predict_all
+from bnn_ppl.predictions import Plan, at_expectation, make_plan, predict_all
 from bnn_ppl.pyro.draws import HoldParams, Origin, origin_of
 from bnn_ppl.pyro.layout import plates_of
 from bnn_ppl.pyro.plates import any_number_of_rows
@@ -44,6 +44,7 @@ def predict(
     *args: Any,
     model: Callable | None = None,
     params: Mapping[str, Any] | None = None,
+    scheme: str = "ensemble",
     num_draws: int | None = None,
     site: str | None = None,
     functions: bool = False,
@@ -52,7 +53,7 @@ def predict(
     seed: int = 0,
     **kwargs: Any,
 ) -> xr.Dataset:
-    """Average predictions for held-out rows over the draws of a posterior.
+    """Average predictions for held-out rows over the draws of a posterior, or predict with one value of the weights.
 
     Parameters
     ----------
@@ -69,8 +70,14 @@ def predict(
         number of training data.
     params
         Values of ``param`` sites by name. By default those that the kernel holds, and those of Pyro's parameter store.
+    scheme
+        How many values of the weights are predicted with [1]_: ``"ensemble"`` averages the predictions of all draws;
+        ``"stochastic"`` takes one draw at random, of all chains; ``"deterministic"`` takes the expected values of the
+        latent sites in the user's coordinates, in one forward pass. These are means over chains and draws, the
+        ``median`` of a guide that has one, as those of ``autoguide`` do, and means over the draws of other guides.
     num_draws
-        Draws taken of each chain, evenly spaced, by default all; or drawn from a guide, by default 1000.
+        Draws taken of each chain, evenly spaced, by default all; or drawn from a guide, by default 1000. With
+        ``"stochastic"`` there is one, and a guide's ``median`` takes none.
     site
         The observed site to predict, where the model has several.
     functions
@@ -80,7 +87,7 @@ def predict(
     draw_batch_size
         Draws evaluated at a time, at most. By default more of them the fewer rows and weights there are.
     seed
-        Seed of the draws from a guide. Torch's own random state is left alone.
+        Seed of the draws from a guide, and of the one draw of ``"stochastic"``. Torch's own random state is left alone.
 
     Returns
     -------
@@ -96,19 +103,32 @@ def predict(
         * With `functions` also `functions` (chain, draw, row, ...), probabilities or means, and for others than
           classes `noise_sd`, the standard deviation of an observation under each draw, of the same shape.
 
+        With one value of the weights, chain and draw have the length 1, and `function_sd` is 0.
+
     Raises
     ------
     TypeError
         If `source` is none of the three.
     ValueError
         If the model and its arguments do not fit the draws or each other, there are not as many draws, the model is
-        random given a draw, or a prediction is not finite; the message names the site and the remedy.
+        random given a draw, the scheme is unknown or does not go with `num_draws`, `seed` or integer draws, or a
+        prediction is not finite; the message names the site and the remedy.
+
+    Warns
+    -----
+    UserWarning
+        With ``"deterministic"``, if the expected values of weights are all exactly 0, as those of a variance network.
 
     Notes
     -----
     Memory does not grow with the number of draws, but for `functions`. Where the model does not run under
     ``torch.func.vmap``, it runs for one draw after another. Arguments of the model named as those above must be bound
     before: ``model=functools.partial(model, seed=1)``.
+
+    References
+    ----------
+    .. [1] Neklyudov, Molchanov, Ashukha & Vetrov (2018), Variance networks: when expectation does not meet your
+       expectations.
 
     Examples
     --------
@@ -117,25 +137,29 @@ def predict(
     >>> predict(guide, x_test, model=model)["mean"]
     """
     responses.check_numbers(num_draws=num_draws, row_batch_size=row_batch_size, draw_batch_size=draw_batch_size)
+    responses.check_scheme(scheme, num_draws, seed)
     data = _data(args, kwargs)
     with _undisturbed(data):
-        origin = origin_of(source, model, dict(params or {}), num_draws, seed, args, kwargs)
+        origin = origin_of(source, model, dict(params or {}), scheme, num_draws, seed, args, kwargs)
         plan = make_plan(
             partial(_look, origin, data),
             data.lengths,
             origin.draws,
             site=site,
+            scheme=scheme,
             num_draws=num_draws,
             row_batch_size=row_batch_size,
             draw_batch_size=draw_batch_size,
+            seed=seed,
         )
-        one = partial(_one, origin, plan, data)
-        over_draws = _over_draws(one)
+        read: Callable[..., dict[str, Tensor]] = partial(origin.read, plan.latent)
+        if scheme == "deterministic":
+            plan, read = at_expectation(plan, read, to_numpy, Tensor.new_tensor)
+        over_draws = _over_draws(partial(_one, origin, plan, data))
 
         def values(draws: dict[str, Tensor], first: int) -> dict[str, np.ndarray]:
             return {name: to_numpy(value) for name, value in over_draws(draws, first).items()}
 
-        read = partial(origin.read, plan.latent)
         first_draw = {name: value[:1] for name, value in read(*next(plan.draw_batches())[1]).items()}
         runs = [values(first_draw, 0) for _ in range(2)]
         responses.check_settled(plan.response.name, runs, plan.others)
