@@ -1,9 +1,7 @@
-"""Pyro's own MCMC drives the kernels unchanged: chains, processes, hooks, resume, compilation, data of all kinds."""
+"""Pyro's own MCMC drives the kernels unchanged: chains, processes, hooks, resume, data of all kinds."""
 
 import io
 import pickle
-import shutil
-import warnings
 
 import numpy as np
 import pyro
@@ -16,11 +14,7 @@ from pyro.nn import PyroModule, PyroSample
 
 from bnn_ppl.models.pyro import linear_regression
 from bnn_ppl.pyro import SGHMC, SGLD, norm_adjusting_sghmc
-
-N, B = 24, 8
-rng = np.random.default_rng(0)
-X = torch.tensor(rng.normal(size=(N, 2)))
-Y = X @ torch.tensor([1.0, -0.5], dtype=torch.float64) + 0.3 * torch.tensor(rng.normal(size=N))
+from tests.pyro.host import B, N, X, Y, assert_same, draws, make, model, quadratic, rng, run
 
 
 @pytest.fixture(autouse=True)
@@ -34,48 +28,6 @@ def float64():
 def many_processors(monkeypatch):
     """Pyro gives chains processes of their own where there are more processors than chains."""
     monkeypatch.setattr("pyro.infer.mcmc.api.mp.cpu_count", lambda: 8)
-
-
-def model(x, y):
-    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-    scale = pyro.sample("scale", dist.HalfNormal(1.0))
-    with pyro.plate("data", len(x), subsample_size=B) as idx:
-        pyro.sample("y", dist.Normal(x[idx] @ w, scale), obs=y[idx])
-
-
-def two_plates(x, y, table):
-    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-    scale = pyro.sample("scale", dist.HalfNormal(1.0))
-    with pyro.plate("data", len(x), subsample_size=B) as idx:
-        pyro.sample("y", dist.Normal(x[idx] @ w, scale), obs=y[idx])
-    rows, columns = pyro.plate("rows", len(table), subsample_size=3, dim=-2), pyro.plate("columns", 2, dim=-1)
-    with rows as i, columns:
-        pyro.sample("table", dist.Normal(w, scale), obs=table[i])
-
-
-def make(model=model, **options):
-    return SGHMC(model, **{"step_size": 0.02, "friction": 5.0, "resample_every": 3, "steps_per_draw": 2} | options)
-
-
-def run(kernel=None, *args, seed=0, num_samples=4, warmup_steps=1, **options):
-    pyro.set_rng_seed(seed)
-    mcmc = MCMC(
-        make() if kernel is None else kernel,
-        num_samples,
-        **{"warmup_steps": warmup_steps, "disable_progbar": True} | options,
-    )
-    mcmc.run(*(args or (X, Y)))
-    return mcmc
-
-
-def draws(mcmc):
-    return mcmc.get_samples(group_by_chain=True)
-
-
-def assert_same(a, b, rtol=0.0, atol=0.0):
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_allclose(a[name], b[name], rtol=rtol, atol=atol, err_msg=name)
 
 
 # Chains
@@ -213,10 +165,6 @@ def test_initial_params():
     np.testing.assert_allclose(samples["w"][:, 0], several["w"], atol=1e-6)
 
 
-def quadratic(z):
-    return ((z["a"] - 1.0) ** 2).sum() + (z["b"] - 1.0) ** 2
-
-
 @pytest.mark.parametrize("num_chains", [1, 2])
 def test_potential_fn(num_chains):
     start = {"a": torch.zeros(2), "b": torch.tensor(1.0)}
@@ -306,6 +254,20 @@ def test_a_state_of_another_model_is_refused():
         run(kernel, initial_params={"a": torch.zeros(2), "b": torch.tensor(1.0)})
 
 
+def test_a_state_must_fit():
+    state = run().kernel.state_dict()
+    other = SGLD(model, step_size=1e-3)
+    other.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"comes from a chain with .*SGHMC.*and this one has .*SGLD"):
+        run(other, warmup_steps=0)
+    again = make()
+    again.load_state_dict(state)
+    with pytest.raises(ValueError, match="warmup_steps=2 for a chain that goes on"):
+        run(again, warmup_steps=2)
+    with pytest.raises(ValueError, match="the kernel has no chain yet"):
+        make().state_dict()
+
+
 # Data
 
 
@@ -328,87 +290,7 @@ def test_integer_inputs():
     assert_same(samples, draws(run(SGLD(counts, step_size=1e-3), x.double(), y.double())))
 
 
-# Compilation
-
-
-def tables():
-    return X, Y, torch.tensor(np.random.default_rng(1).normal(size=(6, 2)))
-
-
-@pytest.mark.slow
-def test_compiled_draws_equal_eager_ones():
-    kernel = make(two_plates, jit_compile=True)
-    eager = draws(run(make(two_plates), *tables()))
-    compiled = run(kernel, *tables(), num_chains=2)  # the second chain and the next run use the same graph
-    assert_same({n: v[:1] for n, v in draws(compiled).items()}, eager, rtol=1e-9, atol=1e-12)
-    graph = kernel._dynamics._graph
-    x, y, table = tables()
-    assert_same(
-        draws(run(kernel, x, y + 1.0, table)), draws(run(make(two_plates), x, y + 1.0, table)), rtol=1e-9, atol=1e-12
-    )
-    assert kernel._dynamics._graph is graph
-
-
-@pytest.fixture
-def no_compiler(monkeypatch):
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(shutil, "which", lambda *args, **kwargs: None)
-
-
-@pytest.mark.parametrize("temperature", [0.3, lambda t: 1.0 / (1.0 + t)])
-def test_without_a_compiler_the_traced_graph_runs(no_compiler, temperature):
-    eager = draws(run(make(two_plates, temperature=temperature), *tables()))
-    with pytest.warns(UserWarning, match="found no C\\+\\+ compiler .* runs the traced graph uncompiled"):
-        traced = run(make(two_plates, jit_compile=True, temperature=temperature), *tables())
-    assert_same(draws(traced), eager, rtol=1e-9, atol=1e-12)
-
-
-def test_a_traced_potential_fn_and_network(no_compiler):
-    start = {"a": torch.zeros(2), "b": torch.tensor(1.0)}
-    with pytest.warns(UserWarning, match="compiler"):
-        traced = run(SGLD(None, quadratic, step_size=0.1, jit_compile=True), initial_params=start)
-    assert_same(draws(traced), draws(run(SGLD(None, quadratic, step_size=0.1), initial_params=start)), rtol=1e-9)
-
-
-def test_a_graph_is_made_anew_for_other_constants(no_compiler):
-    def with_constants(x, y, z, scale=1.0):
-        offset = pyro.param("offset", torch.tensor(0.0))
-        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-        with pyro.plate("data", len(x), subsample_size=B) as idx:
-            pyro.sample("y", dist.Normal(x[idx] @ w + offset, scale), obs=None if y is None else y[idx])
-
-    traced, eager = (SGLD(with_constants, step_size=1e-3, jit_compile=jit) for jit in (True, False))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "param sites")
-        warnings.filterwarnings("ignore", "jit_compile=True found no C")
-        for offset in (0.0, 5.0):
-            for args in ((X, Y, None), (X, Y, "text"), (X, Y, None, 0.5), (X.double(), Y + 1.0, None, 0.5)):
-                pyro.clear_param_store()
-                pyro.get_param_store()["offset"] = torch.tensor(offset)
-                assert_same(draws(run(traced, *args)), draws(run(eager, *args)), rtol=1e-9, atol=1e-12)
-    pyro.clear_param_store()
-
-
-@pytest.mark.slow
-def test_a_forked_chain_warns_and_runs_the_traced_graph(many_processors):
-    with pytest.raises(UserWarning, match=r'in a forked chain .* mp_context="spawn"'):  # an error by our settings
-        run(make(jit_compile=True), num_chains=2)
-
-
-@pytest.mark.parametrize("branch", ["if", "item"])
-def test_a_model_that_branches_on_a_tensor_is_named(branch):
-    def branching(x, y):
-        w = pyro.sample("w", dist.Normal(0.0, 1.0))
-        if branch == "if":
-            loc = w * x[:, 0] if w > 0 else x[:, 0]
-        else:
-            loc = x[:, 0] * (w + 0.0 * w.item())
-        with pyro.plate("data", len(x)):
-            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
-
-    with pytest.raises(ValueError, match=r"jit_compile=True cannot trace the model.*after site 'w'.*jit_compile=False"):
-        run(SGLD(branching, step_size=1e-3, jit_compile=True))
-    run(SGLD(branching, step_size=1e-3))
+# Kernels
 
 
 @pytest.mark.parametrize(
@@ -467,17 +349,3 @@ def test_a_network_of_validated_priors_can_be_traced(monkeypatch):
 def test_dropout_is_refused():
     with pytest.raises(ValueError, match=r"site 'y' differs between two calls .* dropout"):
         run(SGLD(Network(dropout=0.5), step_size=1e-3), X, Y)
-
-
-def test_a_state_must_fit():
-    state = run().kernel.state_dict()
-    other = SGLD(model, step_size=1e-3)
-    other.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"comes from a chain with .*SGHMC.*and this one has .*SGLD"):
-        run(other, warmup_steps=0)
-    again = make()
-    again.load_state_dict(state)
-    with pytest.raises(ValueError, match="warmup_steps=2 for a chain that goes on"):
-        run(again, warmup_steps=2)
-    with pytest.raises(ValueError, match="the kernel has no chain yet"):
-        make().state_dict()
