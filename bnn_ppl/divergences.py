@@ -106,3 +106,9 @@ def cubic(u: Any) -> Any:
 def ard(u: Any) -> Any:
     """The divergence from N(0, s^2) at the s that minimises it."""
     return 0.5 * namespace(u).log1p(2 * u)
+
+
+def check_kl_weight(weight: Any) -> None:
+    """Raise a ValueError unless a weight of the divergence is a finite number of at least 0."""
+    if not np.ndim(weight) == 0 or not np.isrealobj(weight) or not 0 <= float(weight) < math.inf:
+        raise ValueError(f"kl_weight must be a finite number of at least 0, got {weight!r}: 1 is the ELBO itself")

@@ -7,6 +7,7 @@ except ModuleNotFoundError as error:
     raise ImportError("bnn_ppl.numpyro needs numpyro and jax: pip install 'bnn_ppl[numpyro]'") from error
 
 from bnn_ppl.numpyro import priors
+from bnn_ppl.numpyro.annealed_elbo import AnnealedELBO
 from bnn_ppl.numpyro.initialization import init_to_prior_center
 from bnn_ppl.numpyro.local_reparameterization import local_reparameterization
 from bnn_ppl.numpyro.log_uniform import ImproperLogUniform
@@ -25,6 +26,7 @@ __all__ = [
     "SGHMC",
     "SGLD",
     "SGNHT",
+    "AnnealedELBO",
     "AutoVarianceNetwork",
     "AutoVariationalDropout",
     "ImproperLogUniform",

@@ -7,6 +7,7 @@ except ModuleNotFoundError as error:
     raise ImportError("bnn_ppl.pyro needs pyro-ppl and torch: pip install 'bnn_ppl[pyro]'") from error
 
 from bnn_ppl.pyro import priors
+from bnn_ppl.pyro.annealed_elbo import AnnealedELBO
 from bnn_ppl.pyro.initialization import init_to_prior_center
 from bnn_ppl.pyro.local_reparameterization import local_reparameterization
 from bnn_ppl.pyro.log_uniform import ImproperLogUniform
@@ -26,6 +27,7 @@ __all__ = [
     "SGHMC",
     "SGLD",
     "SGNHT",
+    "AnnealedELBO",
     "AutoVarianceNetwork",
     "AutoVariationalDropout",
     "ImproperLogUniform",
