@@ -69,6 +69,11 @@ def function_dataset(values: Any, *, name: str = "f") -> xr.Dataset:
     return array.assign_coords(numbers).to_dataset(name=name)
 
 
+def least_draws(chains: int) -> int:
+    """Draws of each chain that R-hat needs, where a single chain is cut into two."""
+    return 8 if chains == 1 else 4
+
+
 def function_diagnostics(values: Any) -> xr.Dataset:
     """Split R-hat and effective sample sizes of functions.
 
@@ -94,7 +99,7 @@ def function_diagnostics(values: Any) -> xr.Dataset:
 
     functions = function_dataset(values)
     chains, draws = functions.sizes["chain"], functions.sizes["draw"]
-    if draws < (8 if chains == 1 else 4):
+    if draws < least_draws(chains):
         raise ValueError(
             f"values has {chains} chain(s) of {draws} draws, which are too few: give at least 4 draws of several "
             "chains, or 8 of one"

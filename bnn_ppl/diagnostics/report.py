@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from bnn_ppl.diagnostics.classification import classification_scores
-from bnn_ppl.diagnostics.function_space import function_diagnostics, summarize
+from bnn_ppl.diagnostics.function_space import function_diagnostics, least_draws, summarize
 from bnn_ppl.diagnostics.regression import regression_scores
 from bnn_ppl.diagnostics.temperature_table import temperature_table
 from bnn_ppl.diagnostics.uncertainty import mutual_information
@@ -130,6 +130,8 @@ def _convergence(predictions: xr.Dataset | None, chains: int) -> list[str]:
         return ["Not judged: pass predictions=predict(mcmc, x_test, y_test, functions=True)."]
     if not {"chain", "draw"} <= set(values.dims):
         return ["Not judged: the predictions are of independent draws."]
+    if (draws := values.sizes["draw"]) < least_draws(values.sizes["chain"]):
+        return [f"! Not judged: {draws} draws a chain are too few. Take at least 4 of several chains, or 8 of one."]
     found = summarize(function_diagnostics(values), (0.0, 0.5, 0.95, 1.0))
     if found.attrs["constant"] == found.attrs["functions"]:
         return ["! All functions are constant over the draws: the chains do not move. Raise step_size."]
@@ -199,10 +201,13 @@ def _classes(predictions: xr.Dataset, observed: np.ndarray) -> list[str]:
 def _write(path: Path, text: str, tree: Any, statistics: xr.Dataset, predictions: xr.Dataset | None) -> None:
     from bnn_ppl.plots.summary import plot_summary
 
+    functions = _functions(predictions)
+    if functions is not None and functions.sizes["draw"] < least_draws(functions.sizes["chain"]):
+        functions = None
     figure = plot_summary(
         tree if "configurational_temperature" in statistics else None,
         predictions if predictions is not None and {"observed", "probabilities"} <= set(predictions) else None,
-        _functions(predictions),
+        functions,
         text if path.suffix == ".png" else None,
     )
     if path.suffix == ".png":

@@ -166,7 +166,7 @@ class _Weights(NamedTuple):
     name: str
     draw: Array
     mean: Array
-    sd: Array
+    sd: Array  # of any sign
 
 
 def _weights(msg: dict) -> tuple[Array, Array, Array]:
@@ -264,5 +264,5 @@ def _exchanged(jaxpr: Any, eqn: Any, inputs: list, at: int, noise: _Noise) -> li
     scaled = (kind == "mul" or (kind == "div" and at == 0)) and shape == weights.draw.shape
     if (kind in _SAME_ENTRIES and same_size) or scaled:
         draw, mean, sd = (with_part(part) for part in weights[1:])
-        return [_Weights(weights.name, draw, mean, jnp.abs(sd))]
+        return [_Weights(weights.name, draw, mean, sd)]
     return None

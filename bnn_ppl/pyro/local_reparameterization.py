@@ -153,7 +153,7 @@ class _Weights(Tensor):
     """A site, or some of its entries in another order or scale: a draw that knows the mean and sd of its entries."""
 
     mean_of: Tensor
-    sd_of: Tensor
+    sd_of: Tensor  # of any sign
     count: Callable[[], None]
 
     @staticmethod
@@ -178,7 +178,7 @@ class _Weights(Tensor):
             if len(at) == 1 and _keeps_entries(name, args, at[0], found):
                 weights = args[at[0]]
                 mean, sd = (func(*_with(args, {at[0]: part}), **kwargs) for part in (weights.mean_of, weights.sd_of))
-                return _Weights.of(found, mean, sd.abs(), weights.count)
+                return _Weights.of(found, mean, sd, weights.count)
         return found
 
 

@@ -136,6 +136,15 @@ def test_pages(tmp_path, predictions):
         assert picture.width > 1000
 
 
+def test_few_draws_are_told(tmp_path):
+    few = make_classes().isel(draw=slice(3))
+    text = bnn_ppl.report(make_tree(), few, path=tmp_path / "page.png")
+    assert "! Not judged: 3 draws a chain are too few. Take at least 4 of several chains, or 8 of one." in text
+    assert (tmp_path / "page.png").exists()
+    assert "Not judged" not in bnn_ppl.report(make_tree(), make_classes().isel(draw=slice(4)))
+    assert "Not judged: 7 draws" in bnn_ppl.report(make_tree(), make_classes().isel(chain=[0], draw=slice(7)))
+
+
 def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match=r"path must end in \.html or \.png, got 'page\.pdf'"):
         bnn_ppl.report(make_tree(), path="page.pdf")

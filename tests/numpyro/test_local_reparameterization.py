@@ -74,6 +74,20 @@ def test_moments_of_a_dense_layer(layer):
     local.check_moments(found, mean, variance)
 
 
+def test_layers_have_noise_of_their_own():
+    def model(x):
+        prior = dist.Normal(0.0, 1.0).expand([local.INPUTS, local.OUTPUTS]).to_event(2)
+        numpyro.deterministic("f", jnp.concatenate([x @ numpyro.sample(name, prior) for name in ("w", "v")], -1))
+
+    def guide(x):
+        for name in ("w", "v"):
+            numpyro.sample(name, dist.Normal(jnp.asarray(local.LOC), jnp.asarray(local.SCALE)).to_event(2))
+
+    found = outputs(model, guide, jnp.broadcast_to(local.ROW, (local.ROWS, local.INPUTS)))
+    mean, variance = local.dense(local.ROW, local.LOC), local.dense(local.ROW**2, local.SCALE**2)
+    local.check_moments(found, np.tile(mean, 2), np.tile(variance, 2))
+
+
 LAYOUTS = {"last": ("NHWC", "HWIO", "NHWC"), "first": ("NCHW", "OIHW", "NCHW")}
 
 

@@ -72,6 +72,20 @@ def test_moments_of_a_dense_layer(layer):
     local.check_moments(found, mean, variance)
 
 
+def test_layers_have_noise_of_their_own():
+    def model(x):
+        prior = dist.Normal(0.0, 1.0).expand([local.INPUTS, local.OUTPUTS]).to_event(2)
+        pyro.deterministic("f", torch.cat([x @ pyro.sample(name, prior) for name in ("w", "v")], -1))
+
+    def guide(x):
+        for name in ("w", "v"):
+            pyro.sample(name, dist.Normal(torch.as_tensor(local.LOC), torch.as_tensor(local.SCALE)).to_event(2))
+
+    found = outputs(model, guide, torch.as_tensor(local.ROW).expand(local.ROWS, local.INPUTS))
+    mean, variance = local.dense(local.ROW, local.LOC), local.dense(local.ROW**2, local.SCALE**2)
+    local.check_moments(found, np.tile(mean, 2), np.tile(variance, 2))
+
+
 CONVOLUTIONS = {
     "function": lambda x, w: functional.conv2d(x, w),
     "transposed": lambda x, w: functional.conv_transpose2d(x, w.flip(-1, -2).transpose(0, 1), padding=local.WINDOW - 1),

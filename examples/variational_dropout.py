@@ -1,0 +1,199 @@
+"""Variational dropout, variance networks and sparse networks on MNIST.
+
+    python examples/variational_dropout.py --data FOLDER --study parameterizations
+    python examples/variational_dropout.py --data FOLDER --study variance --backend pyro
+    python examples/variational_dropout.py --data FOLDER --study sparsity
+
+The studies are those of Neklyudov et al. 2018 (LeNet-5) and Molchanov et al. 2017 (LeNet-300-100). --full has the
+published 200 epochs with a learning rate of 0.001 for all parameters; the short runs have fewer epochs, and a larger
+rate for the noise parameters, which have to come from -5 to where they belong. Networks have no batch normalisation.
+"""
+
+import argparse
+import time
+import warnings
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from data import load_images
+from training import print_table
+from variational import backend, dense_network, train
+
+from bnn_ppl.diagnostics import accuracy, prune, sparsity
+from bnn_ppl.plots import plot_log_alpha
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--data", type=Path, help="folder with mnist/; without it from OpenML")
+parser.add_argument("--dataset", choices=("digits", "mnist", "fashion-mnist"), default="mnist")
+parser.add_argument("--study", choices=("parameterizations", "variance", "sparsity"), default="parameterizations")
+parser.add_argument("--backend", choices=("numpyro", "pyro"), default="numpyro")
+parser.add_argument("--epochs", type=int, default=10)
+parser.add_argument("--batch-size", type=int, default=200)
+parser.add_argument("--noise-rate", type=float, default=0.02, help="learning rate of the noise parameters")
+parser.add_argument("--draws", type=int, default=20, help="draws of the ensemble scheme")
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--full", action="store_true", help="the published 200 epochs and rates")
+parser.add_argument("--smoke", action="store_true", help="a few steps on the digits, to see that it runs")
+parser.add_argument("--out", type=Path, default=Path("out"))
+options = parser.parse_args()
+if options.smoke:
+    options.dataset, options.epochs, options.draws = "digits", 1, 2
+if options.full:
+    options.epochs, options.noise_rate = 200, 1e-3
+
+warnings.filterwarnings("ignore", "Failed to verify mean field")  # which an AutoGuideList is, in its own order
+b = backend(options.backend)
+images = load_images(options.data, options.dataset)
+steps = options.epochs * max(len(images.x_train) // options.batch_size, 1)
+print(f"{options.study} with {b.name}: {len(images.x_train)} images of {options.dataset}, {steps} steps")
+
+
+def as_arrays(x, y, flat):
+    """Inputs of the network and labels, as the backend takes them."""
+    if flat:
+        x = x.reshape(len(x), -1)
+    elif b.name == "pyro":
+        x = np.ascontiguousarray(np.moveaxis(x, -1, 1))
+    if b.name == "numpyro":
+        return x, y
+    import torch
+
+    return torch.as_tensor(x), torch.as_tensor(y)
+
+
+def lenet5():
+    """LeNet-5 with log-uniform weights and normal biases."""
+    models = import_module(f"bnn_ppl.models.{b.name}")
+    size = images.x_train.shape[1]
+    return models.lenet5(
+        image_size=size,
+        prior=lambda name, shape: b.ours.ImproperLogUniform() if len(shape) > 1 else b.dist.Normal(0.0, 1.0),
+    )
+
+
+def is_weight(name, shape):
+    """Whether a site is a weight, and no bias."""
+    return len(shape) > 1
+
+
+def is_hidden(name, shape):
+    """Whether a site is the weight of the hidden dense layer."""
+    return is_weight(name, shape) and "hidden." in name
+
+
+def guide_of(model, parts):
+    """The parts, guides by the predicate of their sites, and for all other sites a point."""
+    block = import_module("numpyro.handlers" if b.name == "numpyro" else "pyro.poutine").block
+    whole = b.guides.AutoGuideList(model)
+
+    def hidden(msg):
+        latent = msg["type"] == "sample" and not msg["is_observed"] and hasattr(msg["fn"], "shape")
+        return latent and any(chosen(msg["name"], tuple(msg["fn"].shape())) for _, chosen in parts)
+
+    for make, chosen in parts:
+        whole.append(make(model, sites=chosen))
+    whole.append(b.guides.AutoDelta(block(model, hide_fn=hidden)))
+    return whole
+
+
+def rates(name):
+    """Learning rate of a parameter."""
+    return options.noise_rate if "log_alpha" in name or "log_sigma" in name else 1e-3
+
+
+def fit(model, guide, flat=False):
+    """Train, and tell how long it took."""
+    start = time.perf_counter()
+    trained = train(
+        b,
+        model,
+        guide,
+        as_arrays(images.x_train, images.y_train, flat),
+        steps=steps,
+        rates=rates,
+        batch_size=min(options.batch_size, len(images.x_train)),
+        seed=options.seed,
+    )
+    return trained, time.perf_counter() - start
+
+
+def percent(model, source, scheme, flat=False, **arguments):
+    """Accuracy on the test images."""
+    x, y = as_arrays(images.x_test, images.y_test, flat)
+    found = b.ours.predict(source, x, y, model=model, scheme=scheme, row_batch_size=500, **arguments)
+    return 100 * accuracy(found["probabilities"], found["observed"])
+
+
+def schemes(model, trained):
+    """Accuracy under each scheme."""
+    given = {} if trained.params is None else {"params": trained.params}
+    return {
+        "stochastic %": percent(model, trained.guide, "stochastic", **given),
+        "deterministic %": percent(model, trained.guide, "deterministic", **given),
+        "ensemble %": percent(model, trained.guide, "ensemble", num_draws=options.draws, **given),
+    }
+
+
+def study_of_parameterizations():
+    """LeNet-5 with all weights under each form of variational dropout."""
+    rows = {}
+    for name in ("layer", "neuron", "weight", "additive"):
+        model = lenet5()
+        guide = guide_of(model, [(partial(b.ours.AutoVariationalDropout, parameterization=name), is_weight)])
+        trained, seconds = fit(model, guide)
+        alphas = guide[0].log_alpha(*trained.arguments())
+        median = np.median(np.concatenate([np.ravel(np.asarray(value)) for value in alphas.values()]))
+        rows[name] = {"ELBO": -trained.final_loss} | schemes(model, trained)
+        rows[name] |= {"median log alpha": median, "seconds": seconds}
+        print_table({name: rows[name]})
+    return rows
+
+
+def study_of_variance_layers():
+    """LeNet-5 whose hidden dense layer has dropout with an alpha for each weight, or means of zero."""
+    rows = {}
+    rest = partial(b.ours.AutoVariationalDropout, parameterization="additive")
+    for name, make in {"dropout": rest, "variance": b.ours.AutoVarianceNetwork}.items():
+        model = lenet5()
+        others = (rest, lambda name, shape: is_weight(name, shape) and not is_hidden(name, shape))
+        trained, seconds = fit(model, guide_of(model, [(make, is_hidden), others]))
+        rows[name] = {"ELBO": -trained.final_loss} | schemes(model, trained) | {"seconds": seconds}
+        print_table({name: rows[name]})
+    return rows
+
+
+def study_of_sparsity():
+    """LeNet-300-100 with an additive sigma for each weight, pruned at log alpha 3."""
+    pixels = images.x_train[0].size
+    model = dense_network(b, [pixels, 300, 100, 10], b.ours.ImproperLogUniform(), lambda h: h * (h > 0))
+    guide = guide_of(model, [(partial(b.ours.AutoVariationalDropout, parameterization="additive"), is_weight)])
+    trained, seconds = fit(model, guide, flat=True)
+    log_alpha = guide[0].log_alpha(*trained.arguments())
+    table = sparsity(log_alpha)
+    print(table.round(4))
+    plot_log_alpha(log_alpha)
+    options.out.mkdir(exist_ok=True)
+    path = options.out / f"log_alpha_{options.dataset}_{b.name}.png"
+    plt.savefig(path, dpi=110)
+    print(f"wrote {path}")
+    medians = guide.median(*trained.arguments())
+    given = {} if trained.params is None else {"params": trained.params}
+    return {
+        "all weights": {"error %": 100 - percent(model, guide, "deterministic", flat=True, **given), "compression": 1},
+        "pruned": {
+            "error %": 100 - percent(model, prune(medians, log_alpha), "deterministic", flat=True),
+            "compression": table.loc["all", "compression"],
+            "seconds": seconds,
+        },
+    }
+
+
+studies = {
+    "parameterizations": study_of_parameterizations,
+    "variance": study_of_variance_layers,
+    "sparsity": study_of_sparsity,
+}
+print_table(studies[options.study]())
