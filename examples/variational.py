@@ -26,8 +26,14 @@ def backend(name: str) -> Backend:
     )
 
 
-def dense_network(b: Backend, widths: list[int], weight_prior: Any, activation: Callable) -> Callable:
-    """Classifier of rows with weights w0, w1, ... and biases b0, b1, ... N(0, 1)."""
+def dense_network(
+    b: Backend, widths: list[int], weight_prior: Any, activation: Callable, normalize: bool = False
+) -> Callable:
+    """Classifier of rows with weights w0, w1, ... and biases b0, b1, ... N(0, 1).
+
+    With `normalize` each layer is followed by batch normalisation, by the mean and variance of the batch at hand, in
+    training and evaluation, as in the reference code of the variance networks; biases come after it.
+    """
 
     def model(x, y=None, *, subsample_size=None):
         weights = []
@@ -37,7 +43,10 @@ def dense_network(b: Backend, widths: list[int], weight_prior: Any, activation: 
         with b.ppl.plate("data", len(x), subsample_size=subsample_size) as rows:
             h, labels = (x, y) if subsample_size is None else (x[rows], y[rows])
             for i, (w, bias) in enumerate(weights):
-                h = h @ w + bias
+                h = h @ w
+                if normalize:
+                    h = (h - h.mean(0)) / (h.var(0) + 1e-5) ** 0.5
+                h = h + bias
                 h = activation(h) if i + 1 < len(weights) else h
             b.ppl.sample("y", b.dist.Categorical(logits=h), obs=labels)
 

@@ -11,7 +11,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOUND = re.findall(r"<!-- test: (\w+) -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 BACKENDS = ["numpyro", "pyro"]
-EXAMPLES = ["cold_posterior", "mixture", "mnist", "out_of_distribution", "targets", "uci_regression", "weight_norm"]
+EXAMPLES = [
+    "cold_posterior",
+    "mixture",
+    "mnist",
+    "out_of_distribution",
+    "targets",
+    "uci_regression",
+    "variance_toy",
+    "variational_dropout",
+    "weight_norm",
+]
 
 
 def run(*arguments: str, folder: Path) -> str:

@@ -51,7 +51,7 @@ def test_law_without_gradient_noise(scheme, centre):
     arguments = cases.GRADIENT_NOISE[scheme]
     options = {"steps_per_draw": cases.BATCHES, "control_variate": centre} | arguments
     kernel = SGLD(offset_model, **options) if scheme == "sgld" else SGHMC(offset_model, **options)
-    samples = jax.tree.map(np.asarray, run(kernel, data, BATCH, draws=100, warmup=10).get_samples())
+    samples = jax.tree.map(np.asarray, run(kernel, data, BATCH, draws=30, warmup=10).get_samples())
     scores = {}
     for site in samples:
         covariance = laws.stationary(cases.law(scheme, cases.OFFSET_CURVATURE, arguments, site))

@@ -45,7 +45,7 @@ def test_law_without_gradient_noise(scheme, centre):
     arguments = cases.GRADIENT_NOISE[scheme]
     options = {"steps_per_draw": cases.BATCHES, "control_variate": centre} | arguments
     kernel = SGLD(offset_model, **options) if scheme == "sgld" else SGHMC(offset_model, **options)
-    samples, _ = run(kernel, data, BATCH, draws=100, warmup=10)
+    samples, _ = run(kernel, data, BATCH, draws=30, warmup=10)
     scores = {}
     for site in samples:
         covariance = laws.stationary(cases.law(scheme, cases.OFFSET_CURVATURE, arguments, site))
