@@ -82,14 +82,14 @@ def local_reparameterization(model: Callable, guide: Callable) -> tuple[Callable
     >>> predict(guide, x_test, model=model, params=params)
     """
 
-    @functools.wraps(guide)
+    @functools.wraps(guide, updated=())
     def marked(*args: Any, **kwargs: Any) -> Any:
         with _MarkNormals() as mark:
             result = guide(*args, **kwargs)
         check_found(mark.found)
         return result
 
-    @functools.wraps(model)
+    @functools.wraps(model, updated=())
     def local(*args: Any, **kwargs: Any) -> Any:
         with handlers.block(hide_fn=_is_output), _Tape() as tape:
             result = model(*args, **kwargs)
