@@ -15,10 +15,24 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array, random
+from numpyro.distributions.kl import kl_divergence
 
 from bnn_ppl.guide_sites import Sites
+from bnn_ppl.numpyro.log_uniform import ImproperLogUniform, divergence_at
 from bnn_ppl.numpyro.weight_guide import WeightGuide
 from bnn_ppl.parameters import fan_in_of, output_axis
+
+
+class ZeroMeanNormal(dist.Normal):
+    """N(0, sigma^2) for sigma of any sign, whose divergence from `ImproperLogUniform` has no 0 / 0 at sigma = 0."""
+
+    def __init__(self, sigma: Array):
+        super().__init__(jnp.zeros_like(sigma), jnp.abs(sigma), validate_args=False)
+
+
+@kl_divergence.register(ZeroMeanNormal, ImproperLogUniform)
+def _divergence_from_zero_mean(q: ZeroMeanNormal, p: ImproperLogUniform) -> Array:
+    return divergence_at(p, jnp.zeros_like(q.scale))
 
 
 class AutoVarianceNetwork(WeightGuide):
@@ -61,4 +75,4 @@ class AutoVarianceNetwork(WeightGuide):
         return {"sigma": lambda key: random.uniform(key, loc.shape, loc.dtype, -bound, bound)}
 
     def _normal(self, *, sigma: Array) -> dist.Normal:
-        return dist.Normal(jnp.zeros_like(sigma), jnp.abs(sigma))
+        return ZeroMeanNormal(sigma)

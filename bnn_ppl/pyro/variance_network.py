@@ -11,14 +11,33 @@ References
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions.kl import register_kl
 
 from bnn_ppl.guide_sites import Sites
 from bnn_ppl.parameters import fan_in_of, output_axis
+from bnn_ppl.pyro.log_uniform import ImproperLogUniform, divergence_at
 from bnn_ppl.pyro.weight_guide import WeightGuide
+
+
+class ZeroMeanNormal(dist.Normal):
+    """N(0, sigma^2) for sigma of any sign, whose divergence from `ImproperLogUniform` has no 0 / 0 at sigma = 0."""
+
+    def __init__(self, sigma: Tensor):
+        super().__init__(torch.zeros_like(sigma), sigma.abs(), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "ZeroMeanNormal":
+        """The same for each entry of a batch."""
+        return super().expand(batch_shape, _instance or ZeroMeanNormal.__new__(ZeroMeanNormal))
+
+
+@register_kl(ZeroMeanNormal, ImproperLogUniform)
+def _divergence_from_zero_mean(q: ZeroMeanNormal, p: ImproperLogUniform) -> Tensor:
+    return divergence_at(p, torch.zeros_like(q.scale))
 
 
 class AutoVarianceNetwork(WeightGuide):
@@ -61,4 +80,4 @@ class AutoVarianceNetwork(WeightGuide):
         return {"sigma": bound * (2 * torch.rand_like(loc) - 1)}
 
     def _normal(self, *, sigma: Tensor) -> dist.Normal:
-        return dist.Normal(torch.zeros_like(sigma), sigma.abs())
+        return ZeroMeanNormal(sigma)

@@ -11,6 +11,7 @@ References
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -30,6 +31,12 @@ class DropoutNormal(dist.Normal):
     def __init__(self, loc: Tensor, log_alpha: Tensor, validate_args: bool | None = None):
         self.log_alpha = log_alpha.expand(loc.shape)
         super().__init__(loc, loc.abs() * (0.5 * self.log_alpha).exp(), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "DropoutNormal":
+        """The same for each entry of a batch."""
+        new = super().expand(batch_shape, _instance or DropoutNormal.__new__(DropoutNormal))
+        new.log_alpha = self.log_alpha.expand(new.batch_shape)
+        return new
 
 
 @register_kl(DropoutNormal, ImproperLogUniform)

@@ -50,6 +50,19 @@ def test_distribution_and_divergence():
     assert not np.any(slope["w_auto_sigma"])
 
 
+def test_a_scale_of_zero():
+    """Which training passes through: the weight is 0, and the loss and its gradient stay finite."""
+    guide = AutoVarianceNetwork(log_uniform)
+    with handlers.seed(rng_seed=0):
+        guide()
+    params = {"w_auto_sigma": jnp.asarray(variance.SIGMA).at[0, 0].set(0.0)}
+    assert guide.sample_posterior(random.key(0), params)["w"][0, 0] == 0
+    elbo = TraceMeanField_ELBO()
+    loss, slope = jax.value_and_grad(lambda p: elbo.loss(random.key(1), p, log_uniform, guide))(params)
+    assert np.isfinite(loss)
+    assert np.isfinite(slope["w_auto_sigma"]).all()
+
+
 @pytest.mark.parametrize("name", variance.FAN_IN)
 def test_published_start(name):
     def model():

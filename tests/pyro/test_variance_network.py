@@ -43,9 +43,23 @@ def test_distribution_and_divergence():
     variance.check_draws(guide.sample_posterior(sample_shape=(20_000,))["w"].numpy())
     q = poutine.trace(guide).get_trace().nodes["w"]["fn"]
     divergence = kl_divergence(q, ImproperLogUniform().expand([2, 3]).to_event(2))
-    divergence.backward()
     assert divergence.item() == 0
-    assert not parameter.grad.any()
+    assert not divergence.requires_grad
+
+
+@pytest.mark.filterwarnings("ignore:Encountered")
+def test_a_scale_of_zero():
+    """Which training passes through: the weight is 0, and the loss and its gradient stay finite."""
+    guide = AutoVarianceNetwork(log_uniform)
+    guide()
+    ((_, parameter),) = guide.named_parameters()
+    parameter.data = torch.as_tensor(variance.SIGMA).clone()
+    parameter.data[0, 0] = 0.0
+    assert guide.sample_posterior()["w"][0, 0] == 0
+    loss = TraceMeanField_ELBO().differentiable_loss(log_uniform, guide)
+    loss.backward()
+    assert loss.isfinite()
+    assert parameter.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("name", variance.FAN_IN)

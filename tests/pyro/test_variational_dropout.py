@@ -87,6 +87,21 @@ def test_loss_and_its_gradient(parameterization):
             assert slope[index] != 0
 
 
+def test_particles_together():
+    """Under the plate of the ELBO distributions are expanded; the divergence stays that of one."""
+
+    def model():
+        w = pyro.sample("w", ImproperLogUniform().expand([2, 3]).to_event(2))
+        pyro.factor("nothing", 0 * w.sum((-1, -2)))
+
+    guide = AutoVariationalDropout(
+        model, init_log_alpha=dropout.LOG_ALPHA, init_loc_fn=init_to_value(values={"w": WEIGHT})
+    )
+    guide()
+    elbo = TraceMeanField_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=0)
+    assert elbo.loss(model, guide) == pytest.approx(dropout.divergence("weight"), rel=1e-9)
+
+
 @pytest.mark.filterwarnings("ignore:Encountered")
 def test_weights_of_mean_zero():
     """alpha mu^2 = 0 there: the divergence depends on alpha alone and stays finite, its gradient too."""
