@@ -257,8 +257,7 @@ def _exchanged(jaxpr: Any, eqn: Any, inputs: list, at: int, noise: _Noise) -> li
     if kind == "dot_general" or (kind == "conv_general_dilated" and at == 1):
         mean = with_part(weights.mean)
         variance = with_part(jnp.square(weights.sd), jnp.square)
-        positive = variance > 0  # the root's slope at 0, where all inputs are 0, is infinite
-        sd = jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
+        sd = jnp.sqrt(jnp.maximum(variance, jnp.finfo(variance.dtype).tiny))  # the slope of the root at 0 is infinite
         return [mean + sd * noise(weights.name, mean)]
     same_size = weights.draw.size == eqn.outvars[0].aval.size or kind == "slice"
     scaled = (kind == "mul" or (kind == "div" and at == 0)) and shape == weights.draw.shape

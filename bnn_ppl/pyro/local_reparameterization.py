@@ -206,9 +206,8 @@ def _with_local_noise(func: Callable, args: list, kwargs: dict, weights: int, in
     if func.__name__ in _BIASED_LAYERS:
         squares[2] = None
     variance = func(*_with(args, squares), **kwargs)
-    positive = variance > 0  # the root's slope at 0, where all inputs are 0, is infinite
-    sd = torch.where(positive, variance, 1.0).sqrt().where(positive, 0.0)
-    return mean + sd * torch.randn_like(mean)
+    sd = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()  # the slope of the root at 0 is infinite
+    return torch.addcmul(mean, sd, torch.randn_like(mean))
 
 
 def _keeps_entries(name: str, args: list, at: int, found: Any) -> bool:
