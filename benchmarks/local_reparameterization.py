@@ -111,8 +111,12 @@ def pyro_contestants(name: str) -> tuple[dict[str, Callable[[], int]], dict[str,
     for label, pair in pairs.items():
         wanted = [parameter for k, parameter in parameters.items() if start[k].ndim > 1]
         elbo = TraceMeanField_ELBO()
+        by_scale = [-torch.expm1(-torch.nn.functional.softplus(u.detach())) for u in wanted]  # d scale / d parameter
         several = [torch.autograd.grad(elbo.differentiable_loss(*pair, x, y), wanted) for _ in range(DRAWS[name])]
-        variances[label] = sum(float(torch.stack(slopes).var(0).sum()) for slopes in zip(*several, strict=True))
+        variances[label] = sum(
+            float((torch.stack(slopes) / slope).var(0).sum())
+            for slopes, slope in zip(zip(*several, strict=True), by_scale, strict=True)
+        )
         svi = SVI(*pair, Adam({"lr": 1e-3}), TraceMeanField_ELBO())
 
         def run(svi=svi):

@@ -23,6 +23,7 @@ References
 """
 
 import math
+import numbers
 from typing import Any
 
 import numpy as np
@@ -110,5 +111,6 @@ def ard(u: Any) -> Any:
 
 def check_kl_weight(weight: Any) -> None:
     """Raise a ValueError unless a weight of the divergence is a finite number of at least 0."""
-    if not np.ndim(weight) == 0 or not np.isrealobj(weight) or not 0 <= float(weight) < math.inf:
+    number = isinstance(weight, numbers.Real) or (hasattr(weight, "ndim") and weight.ndim == 0)
+    if not number or not 0 <= float(weight) < math.inf:
         raise ValueError(f"kl_weight must be a finite number of at least 0, got {weight!r}: 1 is the ELBO itself")

@@ -2,7 +2,7 @@
 
     python examples/variational_dropout.py --data FOLDER --study sparsity --epochs 40
     python examples/variational_dropout.py --data FOLDER --study variance --backend pyro
-    python examples/variational_dropout.py --data FOLDER --study parameterizations --network dense
+    python examples/variational_dropout.py --data FOLDER --study parameterizations --network lenet5
 
 The studies are those of Neklyudov et al. 2018 (LeNet-5) and Molchanov et al. 2017 (LeNet-300-100). --full has the
 published 200 epochs with a learning rate of 0.001 for all parameters; the short runs have fewer epochs, and a larger
@@ -31,7 +31,7 @@ parser.add_argument("--data", type=Path, help="folder with mnist/; without it fr
 parser.add_argument("--dataset", choices=("digits", "mnist", "fashion-mnist"), default="mnist")
 parser.add_argument("--study", choices=("sparsity", "variance", "parameterizations"), default="sparsity")
 parser.add_argument("--backend", choices=("numpyro", "pyro"), default="numpyro")
-parser.add_argument("--network", choices=("lenet5", "dense"), default="lenet5", help="dense: LeNet-300-100")
+parser.add_argument("--network", choices=("dense", "lenet5"), default="dense", help="dense: LeNet-300-100")
 parser.add_argument("--batch-norm", action="store_true", help="normalise each layer of the dense network by its batch")
 parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--batch-size", type=int, default=200)
@@ -46,7 +46,9 @@ if options.smoke:
     options.dataset, options.epochs, options.draws = "digits", 1, 2
 if options.full:
     options.epochs, options.noise_rate = 200, 1e-3
-flat = options.network == "dense" or options.study == "sparsity"
+flat = options.network == "dense"
+if options.batch_norm and not flat:
+    parser.error("--batch-norm is for --network dense")
 
 warnings.filterwarnings("ignore", "Failed to verify mean field")  # which an AutoGuideList is, in its own order
 b = backend(options.backend)
@@ -172,7 +174,7 @@ def study_of_variance_layers():
 
 
 def study_of_sparsity():
-    """LeNet-300-100 with an additive sigma for each weight, pruned at log alpha 3."""
+    """A network with an additive sigma for each weight, pruned at log alpha 3."""
     model = make_model()
     guide = guide_of(model, [(partial(b.ours.AutoVariationalDropout, parameterization="additive"), is_weight)])
     trained, seconds = fit(model, guide)

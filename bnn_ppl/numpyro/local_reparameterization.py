@@ -28,6 +28,7 @@ from numpyro import distributions as dist
 from numpyro import handlers
 from numpyro.primitives import Messenger, apply_stack
 
+from bnn_ppl.guide_sites import Sites, check_sites, chooser
 from bnn_ppl.local_noise import MARK, check_found, check_uses
 from bnn_ppl.numpyro.convolutions import fast_convolutions
 from bnn_ppl.numpyro.programs import as_function, inner_program
@@ -36,17 +37,21 @@ _WRAPPERS = (dist.ExpandedDistribution, dist.Independent)
 _SAME_ENTRIES = ("transpose", "reshape", "squeeze", "broadcast_in_dim", "convert_element_type", "slice", "rev", "neg")
 
 
-def local_reparameterization(model: Callable, guide: Callable) -> tuple[Callable, Callable]:
+def local_reparameterization(model: Callable, guide: Callable, *, sites: Sites = None) -> tuple[Callable, Callable]:
     """Give a model and its guide with noise in the outputs of layers instead of their weights.
 
     Parameters
     ----------
     model
         NumPyro model, written in any way: layers are found in its traced program, as matrix products and convolutions
-        of a site of the guide with something else. In between, a weight may be reshaped, sliced and scaled.
+        of a site of the guide with something else. In between, a weight may be reshaped, sliced and scaled by
+        numbers.
     guide
         Guide that draws weights from normals, such as ``AutoNormal``, `AutoVariationalDropout`, `AutoVarianceNetwork`,
-        or one written by hand. Other sites, and normals that the model uses in other ways (biases), are drawn as ever.
+        or one written by hand whose normals do not depend on each other's draws. Other sites, and normals that the
+        model uses in other ways (biases), are drawn as ever.
+    sites
+        Sites whose noise goes to the outputs: names, or a callable of (name, shape); by default all that are in layers.
 
     Returns
     -------
@@ -56,7 +61,8 @@ def local_reparameterization(model: Callable, guide: Callable) -> tuple[Callable
     Raises
     ------
     ValueError
-        When they run: if the guide draws no site from a normal, or the model has no layer with such a site.
+        For `sites` that is a string; when they run, if the guide draws no site from a normal of its own, as where all
+        sites are cut from one vector, or the model has no layer with such a site.
 
     Warns
     -----
@@ -65,10 +71,13 @@ def local_reparameterization(model: Callable, guide: Callable) -> tuple[Callable
 
     Notes
     -----
-    For dense layers each row's expected log likelihood is that of the weights; under ``TraceMeanField_ELBO`` so is the
-    ELBO. In convolutions, and in layers that one row passes at several positions, the noise of positions is
-    independent, another approximate posterior than the guide's. Loops of the model's own (``lax.scan``) and
-    functions with custom derivatives are not looked into. The model is run twice when it is traced, not when it runs.
+    Where each weight enters one output of its layer for each row, as in dense networks, each row's expected log
+    likelihood is that of the weights; under ``TraceMeanField_ELBO`` so is the ELBO. Elsewhere the outputs of a row are
+    made independent, which is another approximate posterior than the guide's: in convolutions, in layers that a row
+    passes at several positions, and in products such as ``x @ (u @ z)``. Leave weights that should not be treated so
+    out of `sites`, and those on which the inputs of their own layer depend. Loops of the model's own (``lax.scan``) and
+    functions with custom derivatives are not looked into. The model is run twice when it is traced, not when it runs;
+    what it returns is of the draws of the weights.
 
     References
     ----------
@@ -81,19 +90,20 @@ def local_reparameterization(model: Callable, guide: Callable) -> tuple[Callable
     >>> params = svi.run(random.key(0), 10_000, x, y).params
     >>> predict(guide, x_test, model=model, params=params)
     """
+    sites = check_sites(sites)
 
     @functools.wraps(guide, updated=())
     def marked(*args: Any, **kwargs: Any) -> Any:
-        with _MarkNormals() as mark:
+        with _MarkNormals(sites) as mark:
             result = guide(*args, **kwargs)
-        check_found(mark.found)
+        check_found(mark.found, sites)
         return result
 
     @functools.wraps(model, updated=())
     def local(*args: Any, **kwargs: Any) -> Any:
         with handlers.block(hide_fn=_is_output), _Tape() as tape:
             result = model(*args, **kwargs)
-        outputs = [msg for msg in tape.messages if _is_output(msg)]
+        outputs = [msg for msg in tape.messages if msg["is_output"]]
         weights = {m["name"]: _weights(m) for m in tape.messages if m["type"] == "sample" and MARK in m["infer"]}
         values = [_value(msg) for msg in outputs]
         if weights:
@@ -110,8 +120,9 @@ def local_reparameterization(model: Callable, guide: Callable) -> tuple[Callable
 class _MarkNormals(Messenger):
     """Leave mean and scale with each site that is drawn from a normal, where `replay` hands them to the model."""
 
-    def __init__(self) -> None:
+    def __init__(self, sites: Sites):
         super().__init__()
+        self.chosen = chooser(sites)
         self.found: list[str] = []
 
     def __enter__(self) -> "_MarkNormals":
@@ -125,13 +136,17 @@ class _MarkNormals(Messenger):
         base = msg["fn"]
         while isinstance(base, _WRAPPERS):
             base = base.base_dist
-        if isinstance(base, dist.Normal):
+        own = not msg["infer"].get("is_auxiliary")  # and no vector from which the sites are cut
+        if isinstance(base, dist.Normal) and own and self.chosen(msg["name"], msg["fn"].shape()):
             msg["infer"] = msg["infer"] | {MARK: (base.loc, base.scale)}
             self.found.append(msg["name"])
 
 
 class _Tape(Messenger):
-    """Record the messages of a run; with those of an earlier one, give the run its values, one after another."""
+    """Record the messages of a run; with those of an earlier one, give the run its values, one after another.
+
+    What is an output is noted before handlers outside of the model, such as ``condition``, change the message.
+    """
 
     def __init__(self, values: Iterable | None = None):
         super().__init__()
@@ -144,11 +159,17 @@ class _Tape(Messenger):
 
     def process_message(self, msg: dict) -> None:
         """Give the value; called by NumPyro."""
-        if self.values is not None and not _is_output(msg):
+        msg["is_output"] = _is_output(msg)
+        if self.values is not None and not msg["is_output"]:
             msg["value"] = next(self.values)
 
     def postprocess_message(self, msg: dict) -> None:
         """Record a copy, since plates change the message after this; called by NumPyro."""
+        if msg["type"] == "sample" and msg["is_observed"] and not msg["is_output"]:
+            raise ValueError(
+                f"site {msg['name']!r} is observed by a handler around the model that local_reparameterization made: put "
+                "it around the model before, local_reparameterization(condition(model, ...), guide)"
+            )
         self.messages.append(msg.copy())
 
 
@@ -177,10 +198,10 @@ def _weights(msg: dict) -> tuple[Array, Array, Array]:
 
 def _again(model: Callable, args: tuple, kwargs: dict, messages: list[dict], draws: dict[str, Array]) -> list:
     """What the model's outputs are under other draws of some sites."""
-    kept = (draws.get(msg.get("name", ""), msg["value"]) for msg in messages if not _is_output(msg))
+    kept = (draws.get(msg.get("name", ""), msg["value"]) for msg in messages if not msg["is_output"])
     with handlers.block(), _Tape(kept) as tape:
         model(*args, **kwargs)
-    return [_value(msg) for msg in tape.messages if _is_output(msg)]
+    return [_value(msg) for msg in tape.messages if msg["is_output"]]
 
 
 def _with_local_noise(again: Callable, weights: dict[str, tuple], key: Array) -> list:
@@ -203,7 +224,7 @@ def _with_local_noise(again: Callable, weights: dict[str, tuple], key: Array) ->
         return [_draw_of(value) for value in _evaluate(closed.jaxpr, closed.consts, inputs, noise)]
 
     found = fast_convolutions(run)(weights, key)
-    check_uses(names, uses)
+    check_uses(names, uses, "matrix products and convolutions")
     return jax.tree.unflatten(structures[0], found)
 
 
@@ -249,7 +270,7 @@ def _run(jaxpr: Any, eqn: Any, inputs: list) -> list:
 def _exchanged(jaxpr: Any, eqn: Any, inputs: list, at: int, noise: _Noise) -> list | None:
     """A layer with noise in its outputs, weights in another form, or None for what is done with the draw."""
     weights = inputs[at]
-    kind, shape = eqn.primitive.name, eqn.outvars[0].aval.shape
+    kind = eqn.primitive.name
 
     def with_part(part: Array, others: Callable = lambda value: value) -> Array:
         return _run(jaxpr, eqn, [part if i == at else others(value) for i, value in enumerate(inputs)])[0]
@@ -260,7 +281,8 @@ def _exchanged(jaxpr: Any, eqn: Any, inputs: list, at: int, noise: _Noise) -> li
         sd = jnp.sqrt(jnp.maximum(variance, jnp.finfo(variance.dtype).tiny))  # the slope of the root at 0 is infinite
         return [mean + sd * noise(weights.name, mean)]
     same_size = weights.draw.size == eqn.outvars[0].aval.size or kind == "slice"
-    scaled = (kind == "mul" or (kind == "div" and at == 0)) and shape == weights.draw.shape
+    number = len(inputs) == 2 and isinstance(eqn.invars[1 - at], core.Literal)  # arrays may depend on the weights
+    scaled = number and (kind == "mul" or (kind == "div" and at == 0))
     if (kind in _SAME_ENTRIES and same_size) or scaled:
         draw, mean, sd = (with_part(part) for part in weights[1:])
         return [_Weights(weights.name, draw, mean, sd)]

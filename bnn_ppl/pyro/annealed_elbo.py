@@ -10,7 +10,8 @@ References
 .. [2] Sonderby et al. (2016), Ladder variational autoencoders.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pyro.infer import TraceMeanField_ELBO
@@ -49,19 +50,37 @@ class AnnealedELBO(TraceMeanField_ELBO):
 
     _kl_weight: Any = 1.0
 
+    def loss(self, model: Callable, guide: Callable, *args: Any, kl_weight: Any = 1.0, **kwargs: Any) -> float:
+        """Loss, whatever the weight is; the host calls this."""
+        check_kl_weight(kl_weight)
+        return super().loss(model, guide, *args, **kwargs)
+
+    def differentiable_loss(
+        self, model: Callable, guide: Callable, *args: Any, kl_weight: Any = 1.0, **kwargs: Any
+    ) -> Tensor:
+        """Loss as a tensor whose gradient is the weighted one."""
+        with self._weighted(kl_weight):
+            return super().differentiable_loss(model, guide, *args, **kwargs)
+
     def loss_and_grads(
         self, model: Callable, guide: Callable, *args: Any, kl_weight: Any = 1.0, **kwargs: Any
     ) -> float:
         """Loss, with gradients added to those of the parameters; the host calls this."""
+        with self._weighted(kl_weight):
+            return super().loss_and_grads(model, guide, *args, **kwargs)
+
+    @contextmanager
+    def _weighted(self, kl_weight: Any) -> Iterator[None]:
         check_kl_weight(kl_weight)
         self._kl_weight = kl_weight
         try:
-            return super().loss_and_grads(model, guide, *args, **kwargs)
+            yield
         finally:
             self._kl_weight = 1.0
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[float, Tensor]:
-        loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
+        loss, whole = super()._differentiable_loss_particle(model_trace, guide_trace)
         sites = model_trace.nodes.values()
         fit = -sum(site["log_prob_sum"] for site in sites if site["type"] == "sample" and site["is_observed"])
-        return loss, fit + self._kl_weight * (surrogate - fit)
+        annealed = fit + self._kl_weight * (whole - fit)
+        return loss, annealed + (whole - annealed).detach()

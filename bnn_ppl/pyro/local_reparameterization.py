@@ -23,29 +23,37 @@ import torch
 from pyro import distributions as dist
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from bnn_ppl.guide_sites import Sites, check_sites, chooser
 from bnn_ppl.local_noise import MARK, check_found, check_uses
 
 _PRODUCTS = ("matmul", "mm", "bmm", "mv", "dot", "inner")
 _BIASED = ("input", "weight", "bias")
 _BIASED_LAYERS = ("linear", *(f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)))
+_KNOWN = f"x @ w, einsum, {', '.join((*_PRODUCTS, *_BIASED_LAYERS))}"
+_IN_PLACE = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__")
 _SAME_ENTRIES = (
     *("T", "mT", "t", "transpose", "swapaxes", "permute", "movedim", "reshape", "view", "flatten", "unflatten"),
     *("squeeze", "unsqueeze", "contiguous", "clone", "to", "float", "double", "flip", "neg"),
 )
 
 
-def local_reparameterization(model: Callable, guide: Callable) -> tuple[Callable, Callable]:
+def local_reparameterization(model: Callable, guide: Callable, *, sites: Sites = None) -> tuple[Callable, Callable]:
     """Give a model and its guide with noise in the outputs of layers instead of their weights.
 
     Parameters
     ----------
     model
         Pyro model, written in any way: layers are found as it runs, as matrix products and convolutions of a site of
-        the guide with something else. In between, a weight may be reshaped, sliced and scaled.
+        the guide with something else. In between, a weight may be reshaped, sliced and
+        scaled by numbers.
     guide
         Guide that draws weights from normals, such as ``AutoNormal``, `AutoVariationalDropout`, `AutoVarianceNetwork`,
-        or one written by hand. Other sites, and normals that the model uses in other ways (biases), are drawn as ever.
+        or one written by hand whose normals do not depend on each other's draws. Other sites, and normals that the
+        model uses in other ways (biases), are drawn as ever.
+    sites
+        Sites whose noise goes to the outputs: names, or a callable of (name, shape); by default all that are in layers.
 
     Returns
     -------
@@ -55,7 +63,8 @@ def local_reparameterization(model: Callable, guide: Callable) -> tuple[Callable
     Raises
     ------
     ValueError
-        When they run: if the guide draws no site from a normal, or the model has no layer with such a site.
+        For `sites` that is a string; when they run, if the guide draws no site from a normal of its own, as where all
+        sites are cut from one vector, or the model has no layer with such a site.
 
     Warns
     -----
@@ -64,10 +73,13 @@ def local_reparameterization(model: Callable, guide: Callable) -> tuple[Callable
 
     Notes
     -----
-    For dense layers each row's expected log likelihood is that of the weights; under ``TraceMeanField_ELBO`` so is the
-    ELBO. In convolutions, and in layers that one row passes at several positions, the noise of positions is
-    independent, another approximate posterior than the guide's. The model's weights are a subclass of
-    ``torch.Tensor`` that looks out for layers; recurrent layers of torch and its ``jit`` are not looked into.
+    Where each weight enters one output of its layer for each row, as in dense networks, each row's expected log
+    likelihood is that of the weights; under ``TraceMeanField_ELBO`` so is the ELBO. Elsewhere the outputs of a row are
+    made independent, which is another approximate posterior than the guide's: in convolutions, in layers that a row
+    passes at several positions, and in products such as ``x @ (u @ z)``. Leave weights that should not be treated so
+    out of `sites`, and those on which the inputs of their own layer depend. The model's weights are a subclass of
+    ``torch.Tensor`` that looks out for layers; recurrent layers of torch, its attention and its ``jit`` are not looked
+    into.
 
     References
     ----------
@@ -80,12 +92,13 @@ def local_reparameterization(model: Callable, guide: Callable) -> tuple[Callable
     >>> losses = [svi.step(x, y) for _ in range(10_000)]
     >>> predict(guide, x_test, model=model)
     """
+    sites = check_sites(sites)
 
     @functools.wraps(guide, updated=())
     def marked(*args: Any, **kwargs: Any) -> Any:
-        with _MarkNormals() as mark:
+        with _MarkNormals(sites) as mark:
             result = guide(*args, **kwargs)
-        check_found(mark.found)
+        check_found(mark.found, sites)
         return result
 
     @functools.wraps(model, updated=())
@@ -93,8 +106,8 @@ def local_reparameterization(model: Callable, guide: Callable) -> tuple[Callable
         with _HandOutWeights() as weights:
             result = model(*args, **kwargs)
         if weights.names:
-            check_uses(weights.names, weights.uses)
-        return result
+            check_uses(weights.names, weights.uses, _KNOWN)
+        return pytree.tree_map(lambda value: value.as_subclass(Tensor) if type(value) is _Weights else value, result)
 
     return local, marked
 
@@ -105,8 +118,9 @@ class _MarkNormals(Messenger):
     Pyro's own guides draw an auxiliary site, and give its value to the site itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sites: Sites):
         super().__init__()
+        self.chosen = chooser(sites)
         self.found: list[str] = []
         self.normals: dict[int, tuple] = {}
 
@@ -116,13 +130,15 @@ class _MarkNormals(Messenger):
             moments = base.loc, base.scale
         elif isinstance(base, dist.Delta) and id(base.v) in self.normals:
             moments = self.normals[id(base.v)][1]
-        if moments and not msg["is_observed"]:
+        own = not msg["infer"].get("is_auxiliary") and not msg["is_observed"]
+        if moments and own and self.chosen(msg["name"], tuple(msg["fn"].shape())):
             msg["infer"] = msg["infer"] | {MARK: moments}
             self.found.append(msg["name"])
 
     def _pyro_post_sample(self, msg: dict) -> None:
-        if msg["infer"].get("is_auxiliary") and MARK in msg["infer"]:
-            self.normals[id(msg["value"])] = msg["value"], msg["infer"][MARK]  # held, so that no other has its id
+        base = _base(msg["fn"])
+        if msg["infer"].get("is_auxiliary") and isinstance(base, dist.Normal):
+            self.normals[id(msg["value"])] = msg["value"], (base.loc, base.scale)  # held, so that no other has its id
 
 
 def _base(fn: Any) -> Any:
@@ -143,10 +159,7 @@ class _HandOutWeights(Messenger):
         if MARK in msg["infer"] and not msg["is_observed"]:
             mean, sd = (part.expand_as(msg["value"]) for part in msg["infer"][MARK])
             self.names.append(msg["name"])
-            msg["value"] = _Weights.of(msg["value"], mean, sd, functools.partial(self._count, msg["name"]))
-
-    def _count(self, name: str) -> None:
-        self.uses[name] += 1
+            msg["value"] = _Weights.of(msg["value"], mean, sd, msg["name"], self.uses)
 
 
 class _Weights(Tensor):
@@ -154,13 +167,14 @@ class _Weights(Tensor):
 
     mean_of: Tensor
     sd_of: Tensor  # of any sign
-    count: Callable[[], None]
+    site: str
+    uses: Counter  # layers by site
 
     @staticmethod
-    def of(draw: Tensor, mean: Tensor, sd: Tensor, count: Callable[[], None]) -> "_Weights":
-        """Weights with these parts; `count` is called for each layer that they are in."""
+    def of(draw: Tensor, mean: Tensor, sd: Tensor, site: str, uses: Counter) -> "_Weights":
+        """Weights with these parts, of a site, which count the layers that they are in."""
         weights = draw.as_subclass(_Weights)
-        weights.mean_of, weights.sd_of, weights.count = mean, sd, count
+        weights.mean_of, weights.sd_of, weights.site, weights.uses = mean, sd, site, uses
         return weights
 
     @classmethod
@@ -171,6 +185,7 @@ class _Weights(Tensor):
         for key in _BIASED[len(args) :] if name in _BIASED_LAYERS else ():
             args.append(kwargs.pop(key, None))
         at = [i for i, value in enumerate(args) if isinstance(value, _Weights)]
+        _check_kept(name, args, kwargs, at)
         with torch._C.DisableTorchFunctionSubclass():
             if operands := _operands(name, args, at):
                 return _with_local_noise(func, args, kwargs, *operands)
@@ -178,12 +193,22 @@ class _Weights(Tensor):
             if len(at) == 1 and _keeps_entries(name, args, at[0], found):
                 weights = args[at[0]]
                 mean, sd = (func(*_with(args, {at[0]: part}), **kwargs) for part in (weights.mean_of, weights.sd_of))
-                return _Weights.of(found, mean, sd, weights.count)
+                return _Weights.of(found, mean, sd, weights.site, weights.uses)
         return found
 
 
 def _with(args: list, changes: dict[int, Any]) -> list:
     return [changes.get(i, value) for i, value in enumerate(args)]
+
+
+def _check_kept(name: str, args: list, kwargs: dict, at: list[int]) -> None:
+    """Raise a ValueError where weights would be changed in place, of which their mean and sd know nothing."""
+    in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__") and name != "requires_grad_")
+    if (in_place and 0 in at) or (at and kwargs.get("out") is not None):
+        raise ValueError(
+            f"site {args[at[0]].site!r} is changed or written in place ({name}), which local_reparameterization cannot "
+            "follow: make a new tensor, such as w * mask, or leave the site out of sites="
+        )
 
 
 def _operands(name: str, args: list, at: list[int]) -> tuple[int, int] | None:
@@ -192,15 +217,23 @@ def _operands(name: str, args: list, at: list[int]) -> tuple[int, int] | None:
         return (1, 0) if 1 in at and 0 not in at else None
     if name in _PRODUCTS and at in ([0], [1]):
         return at[0], 1 - at[0]
-    if name == "einsum" and len(args) == 3 and at in ([1], [2]):
+    if name == "einsum" and len(args) == 3 and at in ([1], [2]) and _keeps_inputs(args[0], at[0]):
         return at[0], 3 - at[0]
     return None
+
+
+def _keeps_inputs(equation: str, at: int) -> bool:
+    """Whether each axis of the inputs is summed with the weights' or kept, so that outputs are sums over weights."""
+    terms, _, output = equation.replace(" ", "").partition("->")
+    operands = terms.split(",")
+    weights, inputs = operands[at - 1], operands[2 - at]
+    return "->" in equation and "." not in equation and set(inputs) <= set(weights + output)
 
 
 def _with_local_noise(func: Callable, args: list, kwargs: dict, weights: int, inputs: int) -> Tensor:
     """The outputs of a layer, with noise of their own."""
     held = args[weights]
-    held.count()
+    held.uses[held.site] += 1
     mean = func(*_with(args, {weights: held.mean_of}), **kwargs)
     squares = {weights: held.sd_of.square(), inputs: args[inputs].square()}
     if func.__name__ in _BIASED_LAYERS:
@@ -213,8 +246,8 @@ def _with_local_noise(func: Callable, args: list, kwargs: dict, weights: int, in
 def _keeps_entries(name: str, args: list, at: int, found: Any) -> bool:
     """Whether a function gives entries of its argument in another order or scale, each once."""
     if name in ("mul", "div"):
-        return (name == "mul" or at == 0) and found.shape == args[at].shape
+        return (name == "mul" or at == 0) and isinstance(args[1 - at], int | float)  # tensors may depend on the weights
     if name == "__getitem__":
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
-        return not any(isinstance(i, Tensor | list) for i in index)
+        return all(i is None or i is ... or isinstance(i, int | slice) for i in index)
     return name in _SAME_ENTRIES

@@ -66,7 +66,7 @@ def test_in_svi():
     assert np.isfinite(svi.run(random.key(0), 3, X, 2 * X, progress_bar=False).losses).all()
 
 
-@pytest.mark.parametrize("kl_weight", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("kl_weight", [-0.1, float("nan"), float("inf"), "0.1", None])
 def test_bad_weights(kl_weight):
     svi = SVI(model, guide, optax.sgd(0.1), AnnealedELBO())
     state = svi.init(random.key(0), X, 2 * X)

@@ -12,7 +12,7 @@ from jax import lax, random
 from numpyro import handlers
 from numpyro.contrib.module import random_nnx_module
 from numpyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
-from numpyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
+from numpyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 from numpyro.infer.initialization import init_to_value
 
 from bnn_ppl.numpyro import (
@@ -30,9 +30,9 @@ def float64():
         yield
 
 
-def outputs(model, guide, *args, seed=0):
+def outputs(model, guide, *args, seed=0, sites=None):
     """What a model under local reparameterisation calls f."""
-    model, guide = local_reparameterization(model, guide)
+    model, guide = local_reparameterization(model, guide, sites=sites)
     guided = handlers.trace(handlers.seed(guide, seed)).get_trace(*args)
     run = handlers.seed(handlers.replay(model, guided), seed + 1)
     return np.asarray(handlers.trace(run).get_trace(*args)["f"]["value"])
@@ -86,6 +86,54 @@ def test_layers_have_noise_of_their_own():
     found = outputs(model, guide, jnp.broadcast_to(local.ROW, (local.ROWS, local.INPUTS)))
     mean, variance = local.dense(local.ROW, local.LOC), local.dense(local.ROW**2, local.SCALE**2)
     local.check_moments(found, np.tile(mean, 2), np.tile(variance, 2))
+
+
+FUNCTIONS = {
+    "gate": lambda x, w: x @ (w * (w > 0)),
+    "norm": lambda x, w: x @ (w / jnp.linalg.norm(w)),
+    "silu": lambda x, w: x @ jax.nn.silu(w),
+    "square": lambda x, w: x @ w**2,
+    "rows": lambda x, w: x @ w[jnp.array([0, 0, 1, 2])],
+    "both": lambda x, w: x[:, : local.OUTPUTS] @ (w.T @ w),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_functions_of_weights_are_of_the_draw(function):
+    """What is no layer of the weights themselves has the same draw in each row."""
+
+    def model(x):
+        prior = dist.Normal(0.0, 1.0).expand([local.INPUTS, local.OUTPUTS]).to_event(2)
+        v, w = numpyro.sample("v", prior), numpyro.sample("w", prior)
+        numpyro.deterministic("f", jnp.concatenate([x @ v, FUNCTIONS[function](x, w)], -1))
+
+    def guide(x):
+        for name in ("v", "w"):
+            numpyro.sample(name, dist.Normal(jnp.asarray(local.LOC), jnp.asarray(local.SCALE)).to_event(2))
+
+    spread = outputs(model, guide, jnp.broadcast_to(local.ROW, (local.ROWS, local.INPUTS))).std(0)
+    assert spread[: local.OUTPUTS].min() > 0.1
+    assert spread[local.OUTPUTS :].max() < 1e-9
+
+
+def test_chosen_sites():
+    def model(x):
+        prior = dist.Normal(0.0, 1.0).expand([local.INPUTS, local.OUTPUTS]).to_event(2)
+        numpyro.deterministic("f", jnp.concatenate([x @ numpyro.sample(name, prior) for name in ("v", "w")], -1))
+
+    def guide(x):
+        for name in ("v", "w"):
+            numpyro.sample(name, dist.Normal(jnp.asarray(local.LOC), jnp.asarray(local.SCALE)).to_event(2))
+
+    x = jnp.broadcast_to(local.ROW, (local.ROWS, local.INPUTS))
+    for sites in (["v"], lambda name, shape: name == "v" and shape == (local.INPUTS, local.OUTPUTS)):
+        spread = outputs(model, guide, x, sites=sites).std(0)
+        assert spread[: local.OUTPUTS].min() > 0.1
+        assert spread[local.OUTPUTS :].max() < 1e-9
+    with pytest.raises(ValueError, match=r"sites=\['u'\] names \['u'\], which the guide does not draw from normals"):
+        outputs(model, guide, x, sites=["u"])
+    with pytest.raises(ValueError, match=r"sites must be a list of names or a callable .* got 'v': give \['v'\]"):
+        outputs(model, guide, x, sites="v")
 
 
 LAYOUTS = {"last": ("NHWC", "HWIO", "NHWC"), "first": ("NCHW", "OIHW", "NCHW")}
@@ -252,10 +300,10 @@ def test_convolutions_train_in_a_loop():
     assert np.isfinite(svi.run(random.key(1), 5, x, jnp.ones(8), progress_bar=False).losses).all()
 
 
-@pytest.mark.parametrize("guide", [AutoDelta, AutoMultivariateNormal])
+@pytest.mark.parametrize("guide", [AutoDelta, AutoDiagonalNormal, AutoMultivariateNormal])
 def test_a_guide_without_normals_is_refused(guide):
     svi = SVI(*local_reparameterization(regression, guide(regression)), optax.sgd(0.0), Trace_ELBO())
-    with pytest.raises(ValueError, match=r"guide draws no site from a normal, .* use a guide such as AutoNormal"):
+    with pytest.raises(ValueError, match=r"guide draws no site from a normal of its own, .*\s*such as AutoNormal"):
         svi.init(random.key(0), dropout.X, dropout.Y)
 
 
@@ -265,8 +313,17 @@ def test_a_model_without_layers_is_refused():
         numpyro.sample("y", dist.Normal(w.sum(), 1.0), obs=y)
 
     svi = SVI(*local_reparameterization(model, AutoNormal(model)), optax.sgd(0.0), Trace_ELBO())
-    with pytest.raises(ValueError, match=r"no matrix product or convolution with one of the sites \['w'\]"):
+    with pytest.raises(ValueError, match=r"no layer with one of the sites \['w'\] that local_reparameterization knows"):
         svi.init(random.key(0), 0.0)
+
+
+def test_a_condition_outside_is_refused():
+    model, guide = local_reparameterization(regression, AutoNormal(regression))
+    svi = SVI(handlers.condition(model, {"y": dropout.Y}), guide, optax.sgd(0.0), Trace_ELBO())
+    with pytest.raises(
+        ValueError, match=r"site 'y' is observed by a handler around .* local_reparameterization\(condition"
+    ):
+        svi.init(random.key(0), dropout.X)
 
 
 def test_a_site_in_several_layers_is_told():

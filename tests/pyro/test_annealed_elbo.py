@@ -63,9 +63,15 @@ def test_in_svi():
     assert moved[0.0][0] - moved[1.0][0] == pytest.approx(0.1 * annealed.LOC, rel=1e-6)
     assert moved[0.0][1] == moved[1.0][1]
     assert moved[None] == moved[1.0]
+    pyro.set_rng_seed(0)
+    loss = svi.evaluate_loss(X, 2 * X, kl_weight=0.1)
+    pyro.set_rng_seed(0)
+    assert loss == svi.evaluate_loss(X, 2 * X)
+    pyro.set_rng_seed(0)
+    assert loss == pytest.approx(AnnealedELBO().differentiable_loss(model, guide, X, 2 * X, kl_weight=0.1).item())
 
 
-@pytest.mark.parametrize("kl_weight", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("kl_weight", [-0.1, float("nan"), float("inf"), "0.1", None])
 def test_bad_weights(kl_weight):
     svi = SVI(model, guide, SGD({"lr": 0.1}), AnnealedELBO())
     with pytest.raises(ValueError, match="kl_weight must be a finite number of at least 0, got"):
