@@ -167,8 +167,8 @@ class _Tape(Messenger):
         """Record a copy, since plates change the message after this; called by NumPyro."""
         if msg["type"] == "sample" and msg["is_observed"] and not msg["is_output"]:
             raise ValueError(
-                f"site {msg['name']!r} is observed by a handler around the model that local_reparameterization made: put "
-                "it around the model before, local_reparameterization(condition(model, ...), guide)"
+                f"site {msg['name']!r} is observed by a handler around the model of local_reparameterization: put it "
+                "around your model before, local_reparameterization(condition(model, ...), guide)"
             )
         self.messages.append(msg.copy())
 
