@@ -48,8 +48,8 @@ def local_reparameterization(model: Callable, guide: Callable, *, sites: Sites =
         numbers.
     guide
         Guide that draws weights from normals, such as ``AutoNormal``, `AutoVariationalDropout`, `AutoVarianceNetwork`,
-        or one written by hand whose normals do not depend on each other's draws. Other sites, and normals that the
-        model uses in other ways (biases), are drawn as ever.
+        or one written by hand whose normals do not depend on each other's draws. Other sites, those in
+        plates, and normals that the model uses in other ways (biases), are drawn as ever.
     sites
         Sites whose noise goes to the outputs: names, or a callable of (name, shape); by default all that are in layers.
 
@@ -136,7 +136,8 @@ class _MarkNormals(Messenger):
         base = msg["fn"]
         while isinstance(base, _WRAPPERS):
             base = base.base_dist
-        own = not msg["infer"].get("is_auxiliary")  # and no vector from which the sites are cut
+        # No vector from which the sites are cut, and no latent of rows, which would enter several outputs of its row.
+        own = not msg["infer"].get("is_auxiliary") and not msg["cond_indep_stack"]
         if isinstance(base, dist.Normal) and own and self.chosen(msg["name"], msg["fn"].shape()):
             msg["infer"] = msg["infer"] | {MARK: (base.loc, base.scale)}
             self.found.append(msg["name"])

@@ -50,8 +50,8 @@ def local_reparameterization(model: Callable, guide: Callable, *, sites: Sites =
         scaled by numbers.
     guide
         Guide that draws weights from normals, such as ``AutoNormal``, `AutoVariationalDropout`, `AutoVarianceNetwork`,
-        or one written by hand whose normals do not depend on each other's draws. Other sites, and normals that the
-        model uses in other ways (biases), are drawn as ever.
+        or one written by hand whose normals do not depend on each other's draws. Other sites, those in
+        plates, and normals that the model uses in other ways (biases), are drawn as ever.
     sites
         Sites whose noise goes to the outputs: names, or a callable of (name, shape); by default all that are in layers.
 
@@ -130,7 +130,8 @@ class _MarkNormals(Messenger):
             moments = base.loc, base.scale
         elif isinstance(base, dist.Delta) and id(base.v) in self.normals:
             moments = self.normals[id(base.v)][1]
-        own = not msg["infer"].get("is_auxiliary") and not msg["is_observed"]
+        # No vector from which the sites are cut, and no latent of rows, which would enter several outputs of its row.
+        own = not (msg["infer"].get("is_auxiliary") or msg["is_observed"] or msg["cond_indep_stack"])
         if moments and own and self.chosen(msg["name"], tuple(msg["fn"].shape())):
             msg["infer"] = msg["infer"] | {MARK: moments}
             self.found.append(msg["name"])

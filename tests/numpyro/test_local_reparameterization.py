@@ -116,6 +116,26 @@ def test_functions_of_weights_are_of_the_draw(function):
     assert spread[local.OUTPUTS :].max() < 1e-9
 
 
+def test_latents_of_rows_are_drawn():
+    """Each enters several outputs of its row, which must stay dependent."""
+    ones = jnp.ones((1, 3))
+
+    def model(x):
+        v = numpyro.sample("v", dist.Normal(0.0, 1.0).expand([local.INPUTS, 3]).to_event(2))
+        with numpyro.plate("rows", len(x)):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(1), 1.0).to_event(1))
+        numpyro.deterministic("f", jnp.concatenate([x @ v, z @ ones], -1))
+
+    def guide(x):
+        numpyro.sample("v", dist.Normal(0.0, 1.0).expand([local.INPUTS, 3]).to_event(2))
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("z", dist.Normal(jnp.zeros(1), 1.0).to_event(1))
+
+    found = outputs(model, guide, jnp.ones((5, local.INPUTS)))
+    assert found[:, :3].std(0).min() > 0.1
+    assert found[:, 3:].std(1).max() < 1e-9
+
+
 def test_chosen_sites():
     def model(x):
         prior = dist.Normal(0.0, 1.0).expand([local.INPUTS, local.OUTPUTS]).to_event(2)

@@ -115,6 +115,26 @@ def test_functions_of_weights_are_of_the_draw(function):
     assert spread[local.OUTPUTS :].max() < 1e-9
 
 
+def test_latents_of_rows_are_drawn():
+    """Each enters several outputs of its row, which must stay dependent."""
+    ones = torch.ones(1, 3)
+
+    def model(x):
+        v = pyro.sample("v", dist.Normal(0.0, 1.0).expand([local.INPUTS, 3]).to_event(2))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(x), 1]).to_event(1))
+        pyro.deterministic("f", torch.cat([x @ v, z @ ones], -1))
+
+    def guide(x):
+        pyro.sample("v", dist.Normal(0.0, 1.0).expand([local.INPUTS, 3]).to_event(2))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(x), 1]).to_event(1))
+
+    found = outputs(model, guide, torch.ones(5, local.INPUTS))
+    assert found[:, :3].std(0).min() > 0.1
+    assert found[:, 3:].std(1).max() < 1e-9
+
+
 def test_chosen_sites():
     def model(x):
         prior = dist.Normal(0.0, 1.0).expand([local.INPUTS, local.OUTPUTS]).to_event(2)
