@@ -11,6 +11,7 @@ References
 """
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ class AnnealedELBO(TraceMeanField_ELBO):
     Parameters
     ----------
     num_particles, vectorize_particles
-        As of the host's ``TraceMeanField_ELBO``.
+        As of the host's ``TraceMeanField_ELBO``. Sites are summed always.
 
     Raises
     ------
@@ -50,9 +51,6 @@ class AnnealedELBO(TraceMeanField_ELBO):
     ...     state, loss = update(state, x, y, kl_weight=min(1.0, step / 1000))
     """
 
-    def __init__(self, num_particles: int = 1, vectorize_particles: bool = True):
-        super().__init__(num_particles, vectorize_particles, sum_sites=False)
-
     def loss_with_mutable_state(
         self,
         rng_key: Array,
@@ -67,7 +65,9 @@ class AnnealedELBO(TraceMeanField_ELBO):
         if not isinstance(kl_weight, jax.core.Tracer):
             check_kl_weight(kl_weight)
         observed = _Observed(model)
-        found = super().loss_with_mutable_state(rng_key, param_map, observed, guide, *args, **kwargs)
+        apart = copy(self)
+        apart.sum_sites = False
+        found = super(AnnealedELBO, apart).loss_with_mutable_state(rng_key, param_map, observed, guide, *args, **kwargs)
         by_site = found["loss"]
         fit = sum(value for name, value in by_site.items() if name in observed.names)
         divergence = sum(value for name, value in by_site.items() if name not in observed.names)
