@@ -49,7 +49,11 @@ def test_law_without_gradient_noise(scheme, centre):
     if centre == "fixed":
         centre = {n: np.full(v.shape[1], 0.7) for n, v in data.items()}
     arguments = cases.GRADIENT_NOISE[scheme]
-    options = {"steps_per_draw": cases.BATCHES, "control_variate": centre} | arguments
+    options = {
+        "steps_per_draw": cases.BATCHES,
+        "control_variate": centre,
+        "subsampling": "with_replacement",
+    } | arguments
     kernel = SGLD(offset_model, **options) if scheme == "sgld" else SGHMC(offset_model, **options)
     samples = jax.tree.map(np.asarray, run(kernel, data, BATCH, draws=30, warmup=10).get_samples())
     scores = {}
