@@ -76,14 +76,13 @@ def train(
     rates: Callable[[str], float],
     batch_size: int | None,
     warmup: int = 0,
-    local: bool = True,
     seed: int = 0,
 ) -> Trained:
     """Adam with rates that fall linearly to 0, by the name of the parameter, and KL annealing over `warmup` steps.
 
-    With `local` the noise is in the outputs of the layers. The final loss is the mean over the last tenth of the steps.
+    The noise is in the outputs of the layers. The final loss is the mean over the last tenth of the steps.
     """
-    pair = b.ours.local_reparameterization(model, guide) if local else (model, guide)
+    pair = b.ours.local_reparameterization(model, guide)
     weights = np.minimum(1.0, (np.arange(steps) + 1) / (warmup + 1)).astype(np.float32)
     run = _train_numpyro if b.name == "numpyro" else _train_pyro
     params, losses = run(b, pair, guide, data, weights, rates, batch_size, seed)

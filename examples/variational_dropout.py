@@ -5,9 +5,9 @@
     python examples/variational_dropout.py --data FOLDER --study parameterizations --network lenet5
 
 The studies are those of Neklyudov et al. 2018 (LeNet-5) and Molchanov et al. 2017 (LeNet-300-100). --full has the
-published 200 epochs with a learning rate of 0.001 for all parameters; the short runs have fewer epochs, and a larger
-rate for the noise parameters, which have to come from -5 to where they belong. --batch-norm, for the dense network,
-evaluates by the statistics of batches of test images, as the reference code does.
+200 epochs of the former, with a learning rate of 0.001 for all parameters; the short runs have fewer epochs, and a
+larger rate for the noise parameters, which have to come from -5 to where they belong. --batch-norm, for the dense
+network, evaluates by the statistics of batches of test images, as the reference code does.
 """
 
 import argparse
@@ -38,7 +38,7 @@ parser.add_argument("--batch-size", type=int, default=200)
 parser.add_argument("--noise-rate", type=float, default=0.02, help="learning rate of the noise parameters")
 parser.add_argument("--draws", type=int, default=20, help="draws of the ensemble scheme")
 parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--full", action="store_true", help="the published 200 epochs and rates")
+parser.add_argument("--full", action="store_true", help="200 epochs and a learning rate of 0.001 for all")
 parser.add_argument("--smoke", action="store_true", help="a few steps on the digits, to see that it runs")
 parser.add_argument("--out", type=Path, default=Path("out"))
 options = parser.parse_args()

@@ -220,7 +220,12 @@ def _with_local_noise(again: Callable, weights: dict[str, tuple], key: Array) ->
 
     def run(weights: dict[str, tuple], key: Array) -> list:
         uses.clear()
-        noise = _Noise(key, uses)
+
+        def noise(name: str, like: Array) -> Array:
+            own_key = random.fold_in(key, uses.total())
+            uses[name] += 1
+            return random.normal(own_key, like.shape, like.dtype)
+
         inputs = [_Weights(name, *weights[name]) for name in names]
         return [_draw_of(value) for value in _evaluate(closed.jaxpr, closed.consts, inputs, noise)]
 
@@ -229,24 +234,11 @@ def _with_local_noise(again: Callable, weights: dict[str, tuple], key: Array) ->
     return jax.tree.unflatten(structures[0], found)
 
 
-class _Noise:
-    """Standard normals, each time with another key, and the count of the layers of each site."""
-
-    def __init__(self, key: Array, uses: Counter):
-        self.key = key
-        self.uses = uses
-
-    def __call__(self, name: str, like: Array) -> Array:
-        key = random.fold_in(self.key, self.uses.total())
-        self.uses[name] += 1
-        return random.normal(key, like.shape, like.dtype)
-
-
 def _draw_of(value: Any) -> Any:
     return value.draw if isinstance(value, _Weights) else value
 
 
-def _evaluate(jaxpr: Any, consts: Any, args: list, noise: _Noise) -> list:
+def _evaluate(jaxpr: Any, consts: Any, args: list, noise: Callable) -> list:
     """Run a program on arrays and weights."""
     env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
     for eqn in jaxpr.eqns:
@@ -268,7 +260,7 @@ def _run(jaxpr: Any, eqn: Any, inputs: list) -> list:
     return as_function(jaxpr, eqn)(*(value for value, v in pairs if not isinstance(v, core.Literal)))
 
 
-def _exchanged(jaxpr: Any, eqn: Any, inputs: list, at: int, noise: _Noise) -> list | None:
+def _exchanged(jaxpr: Any, eqn: Any, inputs: list, at: int, noise: Callable) -> list | None:
     """A layer with noise in its outputs, weights in another form, or None for what is done with the draw."""
     weights = inputs[at]
     kind = eqn.primitive.name
