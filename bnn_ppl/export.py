@@ -1,32 +1,30 @@
-"""Draws of a finished MCMC, of either host, for ArviZ.
+"""Draws of a finished MCMC or of a guide that SVI trained, of either host, for ArviZ.
 
 The draws, their statistics and the data are gathered in a plain ``xarray.DataTree``, which ArviZ 1.x works with;
-only at the end it becomes the ``InferenceData`` of ArviZ 0.x. Log likelihoods and predictions visit the data in
-chunks of exactly as many rows as a minibatch has, the last one filled up and trimmed, because a model with a
-subsampled plate sees that many rows and no others.
+only at the end it becomes the ``InferenceData`` of ArviZ 0.x.
 """
 
-import itertools
 import json
 import numbers
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from bnn_ppl.labels import Arrays, Labels, data_plates, plain
-from bnn_ppl.layout import Plate
+from bnn_ppl.chunks import Plan, check_rows, chunk_sizes
+from bnn_ppl.labels import Arrays, Labels, plain
 from bnn_ppl.schedules import Cyclical, check_count
+from bnn_ppl.svi_arguments import SVIArguments, check_given, refuse_for_chains
 
 _SAMPLE_DIMS = ("chain", "draw")
 
 
 def to_arviz(
-    mcmc: Any,
+    source: Any,
     *,
     var_names: str | Sequence[str] | None = None,
     log_likelihood: bool = False,
@@ -38,13 +36,20 @@ def to_arviz(
     batch_size: int | Mapping[str, int] | None = None,
     noise_batches: int | None = None,
     seed: int = 0,
+    svi_result: Any = None,
+    model_args: Sequence[Any] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    num_samples: int | None = None,
+    losses: Any = None,
 ) -> Any:
-    """Draws, statistics and data of a finished MCMC, as what the installed ArviZ works with.
+    """Draws, statistics and data of a finished MCMC or a trained guide, as what the installed ArviZ works with.
 
     Parameters
     ----------
-    mcmc
-        ``numpyro.infer.MCMC`` or ``pyro.infer.MCMC`` after ``run``, with a kernel of this library or of the host.
+    source
+        ``numpyro.infer.MCMC`` or ``pyro.infer.MCMC`` after ``run``, with a kernel of this library or of the host; or
+        ``numpyro.infer.SVI`` or ``pyro.infer.SVI`` after its training, with a guide of this library, of the host or
+        written by hand, or a subclass of this library, whose averaged guide is taken, or its snapshots.
     var_names
         Sites for the group `posterior`, by default all: a name, or a list of them. ``"~name"`` leaves one out; an
         empty list leaves out the group.
@@ -66,10 +71,19 @@ def to_arviz(
         Rows in a chunk of these two groups: an int for each subsampled plate, or a dict by plate name. By default
         as many as in a minibatch; more are faster and take more memory.
     noise_batches
-        Minibatches on which to measure the gradient noise at the last draw of each chain, at least 2, for
+        Of an MCMC: minibatches on which to measure the gradient noise at the last draw of each chain, at least 2, for
         `bnn_ppl.diagnostics.bias_certificate`; by default it is not measured.
     seed
-        Seed of the predictions and of these minibatches. The hosts' own random states are left alone.
+        Seed of the draws of a guide, of the predictions and of these minibatches. The hosts' own random states are
+        left alone.
+    svi_result
+        Of NumPyro's SVI: what ``svi.run`` returned, or the state that ``svi.update`` did.
+    model_args, model_kwargs
+        Of an SVI: positional and keyword arguments of model and guide, with all rows of the data. By default none.
+    num_samples
+        Of an SVI: number of draws from the guide, by default 1000. Snapshots are draws themselves.
+    losses
+        Of an SVI: the losses of its steps, shape (steps,). By default NumPyro's are those of `svi_result`.
 
     Returns
     -------
@@ -82,12 +96,17 @@ def to_arviz(
         draw, rows) and `posterior_predictive` (chain, draw, rows, ...). The kernel's settings are in the
         attributes of the first two.
 
+        An SVI has one chain. Its `sample_stats` are `elbo` (chain, draw), the estimate log p(y, draw) - log q(draw) of
+        each draw, `elbo_minibatch` where subsampled plates drew a minibatch for it; and of averages
+        `averaging_weight` (snapshot), with the numbers of the steps as coordinates, or (chain, draw) where the
+        snapshots are the draws, which have no ELBO. The group `svi` has `elbo` (step), minus the losses.
+
     Raises
     ------
     TypeError
-        If `mcmc` is no MCMC of NumPyro or Pyro.
+        If `source` is no MCMC or SVI of NumPyro or Pyro, or an argument of an SVI has another type.
     ValueError
-        If it has not run, or an argument does not fit the model; the message names both.
+        If it has not run, or an argument does not fit the model or the kind of source; the message names both.
 
     Warns
     -----
@@ -97,23 +116,44 @@ def to_arviz(
 
     Notes
     -----
-    A model without subsampled plates is evaluated on all rows at once. An argument of the model with the name of
+    Log likelihoods and predictions visit the data in chunks of as many rows as a minibatch has. A model without
+    subsampled plates is evaluated on all rows at once. An argument of the model with the name of
     a dimension gets an underscore at its end. Slashes in names become dots: ``"nn/Dense_0.kernel"`` of a Flax module
     is ``"nn.Dense_0.kernel"``, for a DataTree takes slashes for paths; `var_names` and `dims` take either.
+
+    Draws of a guide are in the coordinates of the model, and so is log q; auxiliary sites of the guide are not among
+    them. The ELBO is scaled as the hosts' ``Trace_ELBO`` scales it, whatever loss was trained, and by their convention
+    the density of a point, as in AutoDelta, is 1: its `elbo` is log p(y, point), not a bound. Under
+    ``local_reparameterization`` it is that of the draw, without noise in the layers. Draws of NumPyro's
+    AutoLaplaceApproximation are of the approximation; Pyro's guide is the mode, until
+    ``svi.guide = guide.laplace_approximation(x, y)``. Draws that a chunk of the data needs are made again, not kept.
+    Where `model_args` are one batch and not the data, which observations show that do not follow the rows of a
+    subsampled plate, there are no groups of data.
 
     Examples
     --------
     >>> tree = to_arviz(mcmc, log_likelihood=True)
     >>> az.summary(tree, var_names=["noise_scale"])
     >>> az.loo(tree)
+    >>> to_arviz(svi, svi_result=svi_result, model_args=(x, y), num_samples=500)  # NumPyro
+    >>> to_arviz(svi, model_args=(x, y), losses=losses)  # Pyro
     """
-    side = _side(mcmc)
-    results = side.read(mcmc)
-    names = _choose(var_names, list(results.samples) + side.deterministics(results))
+    host, kind = _host(source)
+    side = import_module(f"bnn_ppl.{host}.results")
+    given = SVIArguments(svi_result, model_args, model_kwargs, num_samples, losses, seed)
+    if kind == "SVI":
+        check_given(given, noise_batches)
+        results = import_module(f"bnn_ppl.{host}.svi_results").read(source, given)
+        names = _choose(var_names, results.guide.names)
+    else:
+        refuse_for_chains(given)
+        results = side.read(source)
+        names = _choose(var_names, list(results.samples) + side.deterministics(results))
     if (log_likelihood or posterior_predictive) and results.model is None:
         raise ValueError(
             f"log_likelihood={log_likelihood}, posterior_predictive={posterior_predictive}: a chain of a potential_fn, "
-            "or of minibatches=, has no full data; leave both False, or call predict(mcmc, x, y)"
+            "or of minibatches=, or a guide with one batch as model_args, has no full data; leave both False, or call "
+            "predict(source, x, y)"
         )
     if (rows is not None or batch_size is not None) and not (log_likelihood or posterior_predictive):
         raise ValueError(
@@ -121,25 +161,30 @@ def to_arviz(
             "posterior_predictive=True: leave them out"
         )
     _check_noise_batches(noise_batches, results)
-    plan = _Plan(results, _check_rows(rows, results), _chunk_sizes(batch_size, results.plates))
+    plan = Plan(results, check_rows(rows, results), chunk_sizes(batch_size, results.plates))
     labels = Labels(results, dims, coords)
 
-    posterior = side.posterior(results, names)
+    if results.guide is None:
+        posterior, statistics = side.posterior(results, names), results.statistics
+    else:
+        posterior, statistics = results.guide.sample(names)
     groups = {
         "posterior": labels.dataset(posterior, _SAMPLE_DIMS),
-        "sample_stats": labels.dataset(results.statistics, _SAMPLE_DIMS),
+        "sample_stats": labels.dataset(statistics, _SAMPLE_DIMS),
     }
     if noise_batches is not None:
-        noise, sizes = side.gradient_noise(mcmc, noise_batches, seed)
+        noise, sizes = side.gradient_noise(source, noise_batches, seed)
         groups["sample_stats"]["gradient_noise"] = ("chain", "site"), noise
         groups["sample_stats"]["site_size"] = ("site",), sizes
     for name in ("posterior", "sample_stats"):
         groups[name].attrs |= _attributes(results.settings)
+    if results.guide is not None:
+        _put_training(groups, results.guide)
     # A host's factor has a log density but no values.
     observed = [name for name, site in results.sites.items() if site.kind == "observed"]
     scored = [name for name, site in results.sites.items() if site.kind in ("observed", "factor")]
     if results.model is not None:
-        every_row = _Plan(results, {}, _chunk_sizes(None, results.plates))
+        every_row = Plan(results, {}, chunk_sizes(None, results.plates))
         data = every_row.gather(observed, side.evaluator(results, "observed", observed, seed), None)
         groups["observed_data"] = labels.dataset(data, ())
         if constant_data:
@@ -183,15 +228,26 @@ def _for_arviz(tree: xr.DataTree) -> Any:
     return tree if hasattr(az, "convert_to_datatree") else az.InferenceData.from_datatree(tree)
 
 
-def _side(mcmc: Any) -> Any:
-    """The module that reads this MCMC, found without importing a host that is not there."""
-    hosts = {base.__module__.partition(".")[0] for base in type(mcmc).__mro__}
-    for host in ("numpyro", "pyro"):
-        if host in hosts:
-            return import_module(f"bnn_ppl.{host}.results")
+def _put_training(groups: dict[str, xr.Dataset], guide: Any) -> None:
+    """Add what has no draws: weights of the snapshots in an average, and the ELBO over the steps."""
+    if guide.snapshots is not None:
+        steps, weights = guide.snapshots
+        stats = groups["sample_stats"].assign_coords(snapshot=np.asarray(steps))
+        groups["sample_stats"] = stats.assign(averaging_weight=("snapshot", np.asarray(weights)))
+    if guide.elbo is not None:
+        # Not in `posterior`, for az.summary fails on variables without draws.
+        groups["svi"] = xr.Dataset({"elbo": ("step", guide.elbo)}, {"step": np.arange(1, len(guide.elbo) + 1)})
+
+
+def _host(source: Any) -> tuple[str, str]:
+    """Host and kind of a source, found without importing a host that is not there."""
+    for base in type(source).__mro__:
+        host = base.__module__.partition(".")[0]
+        if host in ("numpyro", "pyro") and base.__name__ in ("MCMC", "SVI"):
+            return host, base.__name__
     raise TypeError(
-        f"mcmc must be a numpyro.infer.MCMC or pyro.infer.MCMC after its run, got {type(mcmc).__name__}: for other "
-        "draws use arviz.from_dict"
+        f"source must be a numpyro.infer.MCMC or pyro.infer.MCMC after its run, or an SVI of theirs, got "
+        f"{type(source).__name__}: for other draws use arviz.from_dict"
     )
 
 
@@ -206,101 +262,6 @@ def _choose(var_names: str | Sequence[str] | None, sites: list[str]) -> list[str
         raise ValueError(f"var_names={given!r} names {unknown}, and the sites are {sites}")
     everything = excluded and not included
     return [n for n in sites if (everything or plain(n) in included) and plain(n) not in excluded]
-
-
-def _check_rows(rows: Any, results: Any) -> Arrays:
-    """Chosen rows by plate."""
-    plates = results.plates
-    if rows is None:
-        return {}
-    if not isinstance(rows, Mapping):
-        data = data_plates(results)
-        if len(data) != 1:
-            raise ValueError(f"rows={rows!r} needs one plate of data, and the model has {data}: give a dict by plate")
-        rows = {data[0]: rows}
-    checked = {}
-    for name, chosen in rows.items():
-        if name not in plates:
-            raise ValueError(f"rows names {name!r}, but the model's plates are {sorted(plates)}")
-        size, indices = plates[name].size, np.asarray(chosen)
-        if indices.ndim != 1 or not indices.size or indices.dtype.kind not in "iu":
-            raise ValueError(f"rows of plate {name!r} must be a list of one or more integers, got {chosen!r}")
-        if indices.min() < 0 or indices.max() >= size:
-            raise ValueError(f"rows of plate {name!r} must be from 0 to {size - 1}, got {chosen!r}")
-        checked[name] = indices
-    return checked
-
-
-def _chunk_sizes(batch_size: int | Mapping[str, int] | None, plates: Mapping[str, Plate]) -> dict[str, int]:
-    """Rows in a chunk by subsampled plate."""
-    sizes = {plate.name: plate.batch_size for plate in plates.values() if plate.subsampled}
-    if batch_size is None:
-        return sizes
-    given = dict(batch_size) if isinstance(batch_size, Mapping) else dict.fromkeys(sizes, batch_size)
-    if not given or not set(given) <= set(sizes):
-        raise ValueError(f"batch_size={batch_size!r}: the subsampled plates of this run are {sorted(sizes)}")
-    for name, count in given.items():
-        check_count("batch_size", count)
-        if count > plates[name].size:
-            raise ValueError(f"batch_size={count} is larger than plate {name!r} of {plates[name].size} rows")
-    return sizes | given
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Which rows are wanted, by plate, and in chunks of how many rows the subsampled plates take them."""
-
-    results: Any
-    rows: Arrays
-    sizes: dict[str, int]
-
-    def _chunks(self, plate: str) -> list[tuple[int, slice, np.ndarray]]:
-        """Number, place in the wanted rows, and indices of each chunk; the last one is filled up."""
-        wanted, size = self.rows.get(plate, np.arange(self.results.plates[plate].size)), self.sizes[plate]
-        starts = range(0, len(wanted), size)
-        chunks = [(i, slice(start, min(start + size, len(wanted)))) for i, start in enumerate(starts)]
-        return [(i, s, np.pad(wanted[s], (0, size - (s.stop - s.start)), mode="edge")) for i, s in chunks]
-
-    def _by_plates(self, names: Sequence[str]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-        """Sites in groups that lie in the same subsampled plates."""
-        inside = {name: tuple(p for p in self.sizes if p in self.results.sites[name].plates) for name in names}
-        for plates in dict.fromkeys(inside.values()):
-            yield plates, [name for name in names if inside[name] == plates]
-
-    def gather(self, names: Sequence[str], evaluate: Callable, event_dim: int | None) -> Arrays:
-        """All wanted rows of some sites; `evaluate` is from the backend, `event_dim` as for the sites' `axes`."""
-        first = {plate: np.arange(size) for plate, size in self.sizes.items()}
-        zero = dict.fromkeys(self.sizes, 0)
-        whole: Arrays = {}
-        for plates, group in self._by_plates(names):
-            for chunks in itertools.product(*(self._chunks(plate) for plate in plates)):
-                at = dict(zip(plates, chunks, strict=True))
-                indices = first | {plate: chunk[2] for plate, chunk in at.items()}
-                values = evaluate(group, indices, zero | {plate: chunk[0] for plate, chunk in at.items()})
-                for name in group:
-                    self._put(whole, name, values[name], {plate: chunk[1] for plate, chunk in at.items()}, event_dim)
-        return {name: whole[name] for name in names}
-
-    def _put(
-        self, whole: Arrays, name: str, value: np.ndarray, place: Mapping[str, slice], event_dim: int | None
-    ) -> None:
-        """Write one chunk of a site where it belongs."""
-        shape, source, target = list(value.shape), [slice(None)] * value.ndim, [slice(None)] * value.ndim
-        for plate, axis in self.results.sites[name].axes(value.shape, event_dim).items():
-            plate_rows = self.results.plates[plate].size
-            if plate in place and value.shape[axis] == self.sizes[plate]:
-                shape[axis] = len(self.rows.get(plate, range(plate_rows)))
-                source[axis] = slice(place[plate].stop - place[plate].start)
-                target[axis] = place[plate]
-            elif plate in self.rows and value.shape[axis] == plate_rows:
-                value = np.take(value, self.rows[plate], axis)
-                shape[axis] = value.shape[axis]
-        if tuple(shape) == value.shape:
-            whole[name] = value
-            return
-        if name not in whole:
-            whole[name] = np.empty(shape, value.dtype)
-        whole[name][tuple(target)] = value[tuple(source)]
 
 
 def _constants(arguments: Arrays, observed: Arrays) -> Arrays:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from bnn_ppl.results import data_plates
 from bnn_ppl.statistics import MOMENTUM, POSITION
 
 Arrays = dict[str, np.ndarray]
@@ -15,15 +16,6 @@ BY_SITE = tuple(name for name in (*POSITION, *MOMENTUM) if name.startswith("site
 def plain(name: str) -> str:
     """Name without slashes, which a DataTree takes for paths and NumPyro's modules put between their parts."""
     return name.replace("/", ".")
-
-
-def data_plates(results: Any) -> list[str]:
-    """Plates around observed sites and around no latent ones."""
-    observed, latent = (
-        {plate for site in results.sites.values() if site.kind == kind for plate in site.plates}
-        for kind in ("observed", "latent")
-    )
-    return [plate for plate in results.plates if plate in observed - latent]
 
 
 class Labels:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from bnn_ppl.guide_sites import Sites
 
 MARK = "local_reparameterization"  # under which a guide's site leaves its mean and scale
+UNMARKED = "unmarked"  # attribute of such a guide: the one that it was made from
 
 
 def check_found(names: list[str], sites: Sites) -> None:

@@ -1,4 +1,4 @@
-"""What a finished MCMC holds, in the shape that `bnn_ppl.export` reads for both backends."""
+"""What a finished MCMC or a trained SVI holds, in the shape that `bnn_ppl.export` reads for both backends."""
 
 import inspect
 from collections.abc import Callable
@@ -25,6 +25,22 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Guide:
+    """A trained guide, whose draws are made when they are asked for, since those of networks are large.
+
+    `sample` takes names of sites and gives draws and statistics (1, draw) of them; `latents` takes `inputs` and the
+    number of a draw, and gives its latent sites. Averages have the steps and weights of their `snapshots`.
+    """
+
+    names: list[str]
+    sample: Callable
+    latents: Callable
+    inputs: Any = field(repr=False)
+    elbo: np.ndarray | None = field(repr=False)
+    snapshots: tuple[np.ndarray, np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
 class Results:
     """Draws (chain, draw, ...) and statistics (chain, draw) by name, and all that replays the model."""
 
@@ -41,6 +57,7 @@ class Results:
     kwargs: dict[str, Any] = field(repr=False)
     arguments: dict[str, Any] = field(repr=False)
     site_names: list[str]
+    guide: Guide | None = None
 
     @property
     def latents(self) -> dict[str, Any]:
@@ -48,8 +65,19 @@ class Results:
         return {n: self.samples[n] for n, site in self.sites.items() if site.kind == "latent" and n in self.samples}
 
 
+def data_plates(results: Results) -> list[str]:
+    """Plates around observed sites and around no latent ones."""
+    observed, latent = (
+        {plate for site in results.sites.values() if site.kind == kind for plate in site.plates}
+        for kind in ("observed", "latent")
+    )
+    return [plate for plate in results.plates if plate in observed - latent]
+
+
 def missing_latents(results: Results) -> list[str]:
-    """Latent sites of which no draws were kept."""
+    """Latent sites of which no draws were kept; a guide can draw all again."""
+    if results.guide is not None:
+        return []
     return [n for n, site in results.sites.items() if site.kind == "latent" and n not in results.samples]
 
 

@@ -7,6 +7,7 @@ returns one. NumPyro kernels call it with a traced integer, so it must be writte
     Cyclical, CosineRestarts    floor + (peak - floor) / 2 (cos(pi (k mod L) / L) + 1)     [1]_ [2]_
     PolynomialDecay             a (b + k)^-gamma                                           [3]_
     LinearRamp                  start + (end - start) min(max((k - begin) / length, 0), 1) [4]_
+    Triangular                  peak + (floor - peak) min(2 x, 2 - 2 x),  x = ((k - begin) mod L) / L [5]_
 
 References
 ----------
@@ -14,6 +15,8 @@ References
 .. [2] Loshchilov & Hutter (2017), SGDR: stochastic gradient descent with warm restarts.
 .. [3] Welling & Teh (2011), Bayesian learning via stochastic gradient Langevin dynamics.
 .. [4] Wenzel et al. (2020), How good is the Bayes posterior in deep neural networks really?
+.. [5] Garipov, Izmailov, Podoprikhin, Vetrov & Wilson (2018), Loss surfaces, mode connectivity, and fast ensembling of
+   DNNs.
 """
 
 import math
@@ -291,14 +294,59 @@ class LinearRamp:
         _check_fixed("start", self.start, positive=False)
         _check_fixed("end", self.end, positive=False)
         check_count("length", self.length)
-        if isinstance(self.begin, bool) or not isinstance(self.begin, numbers.Integral) or self.begin < 0:
-            raise ValueError(f"begin must be an integer of at least 0, got {self.begin!r}")
+        _check_begin(self.begin)
 
     def __call__(self, step: Any) -> Any:
         """Value at a gradient step."""
         share = (step - self.begin) / self.length
         share = where(share < 0, 0.0, where(share > 1, 1.0, share))
         return self.start + (self.end - self.start) * share
+
+
+@dataclass(frozen=True)
+class Triangular:
+    """Straight lines from `peak` down to `floor` in the middle of a cycle, and up again, over and over.
+
+    As the learning rate of `FGE`, with snapshots after the steps at `floor`: ``start = begin + cycle_length // 2 + 1``.
+
+    Parameters
+    ----------
+    peak, floor
+        Values at the ends and in the middle of a cycle, at least 0.
+    cycle_length
+        Gradient steps of a cycle, an even number.
+    begin
+        Gradient step at which the first cycle begins; before it the value is `peak`.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+    """
+
+    peak: float
+    floor: float
+    cycle_length: int
+    begin: int = 0
+
+    def __post_init__(self) -> None:
+        _check_fixed("peak", self.peak, positive=False)
+        _check_fixed("floor", self.floor, positive=False)
+        check_count("cycle_length", self.cycle_length)
+        if self.cycle_length % 2:
+            raise ValueError(f"cycle_length must be even, so that a cycle has a middle, got {self.cycle_length!r}")
+        _check_begin(self.begin)
+
+    def __call__(self, step: Any) -> Any:
+        """Value at a gradient step."""
+        share = ((step - self.begin) % self.cycle_length) / self.cycle_length
+        share = where(step < self.begin, 0.0, where(share < 0.5, 2.0 * share, 2.0 - 2.0 * share))
+        return self.peak + (self.floor - self.peak) * share
+
+
+def _check_begin(begin: Any) -> None:
+    if isinstance(begin, bool) or not isinstance(begin, numbers.Integral) or begin < 0:
+        raise ValueError(f"begin must be an integer of at least 0, got {begin!r}")
 
 
 def _check_fixed(name: str, value: Any, *, positive: bool) -> None:

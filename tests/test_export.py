@@ -199,7 +199,7 @@ def test_what_is_no_mcmc(host):
     mcmc = chains(host)
     kernel = mcmc.sampler if host == "numpyro" else mcmc.kernel
     for wrong in (kernel, {"w": np.zeros((2, 3))}, None):
-        with pytest.raises(TypeError, match=r"mcmc must be a .*MCMC"):
+        with pytest.raises(TypeError, match=r"source must be a .*MCMC"):
             to_arviz(wrong)
     subclass = type(type(mcmc).__name__, (type(mcmc),), {"__module__": "elsewhere"})
     mine = subclass.__new__(subclass)

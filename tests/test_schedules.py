@@ -4,9 +4,11 @@ import math
 
 import jax
 import numpy as np
+import optax
 import pytest
+import torch
 
-from bnn_ppl.schedules import CosineRestarts, Cyclical, LinearRamp, PolynomialDecay, scrambled
+from bnn_ppl.schedules import CosineRestarts, Cyclical, LinearRamp, PolynomialDecay, Triangular, scrambled
 
 SCHEDULES = [
     Cyclical(0.5, 25),
@@ -14,6 +16,8 @@ SCHEDULES = [
     PolynomialDecay(0.043, 1.0, 0.55),
     LinearRamp(0.0, 1.0, 10, begin=5),
     LinearRamp(1.0, 0.2, 3),
+    Triangular(0.05, 0.01, 8, begin=5),
+    Triangular(0.5, 0.1, 2),
 ]
 
 
@@ -106,3 +110,54 @@ def test_scrambled_steps_are_uniform_and_the_same_for_both_backends():
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_triangular():
+    """Garipov et al. (2018): with the share x of a cycle, a1 (1 - 2 x) + 2 x a2, then a1 (2 x - 1) + a2 (2 - 2 x)."""
+    peak, floor, length, begin = 0.05, 0.01, 10, 7
+    schedule = Triangular(peak, floor, length, begin)
+    assert [schedule(k) for k in range(begin)] == [peak] * begin
+    for k in range(3 * length):
+        x = (k % length) / length
+        expected = peak * (1 - 2 * x) + 2 * x * floor if x < 0.5 else peak * (2 * x - 1) + floor * (2 - 2 * x)
+        assert schedule(begin + k) == pytest.approx(expected, rel=1e-12)
+    assert [k for k in range(40) if schedule(k) == pytest.approx(floor, rel=1e-9)] == [12, 22, 32]
+    assert Triangular(0.0, 0.5, 2)(1) == 0.5
+
+
+def test_triangular_in_optimisers():
+    """Of optax, in a compiled step, and of torch."""
+    schedule = Triangular(0.05, 0.01, 4, begin=2)
+    expected = [schedule(k) for k in range(9)]
+    optimiser = optax.sgd(schedule)
+    update, state = jax.jit(optimiser.update), optimiser.init(np.zeros(1))
+    found = []
+    for _ in range(9):
+        moved, state = update(np.ones(1), state)
+        found.append(-float(moved[0]))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule)
+    found = []
+    for _ in range(9):
+        found += scheduler.get_last_lr()
+        optimiser.step()
+        scheduler.step()
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"peak": -1.0}, r"peak must be finite and at least 0, got -1\.0"),
+        ({"floor": float("nan")}, "floor must be finite and at least 0, got nan"),
+        ({"floor": abs}, "floor must be a number, got <built-in function abs>"),
+        ({"cycle_length": 0}, "cycle_length must be an integer of at least 1, got 0"),
+        ({"cycle_length": 7}, "cycle_length must be even, so that a cycle has a middle, got 7"),
+        ({"begin": -1}, "begin must be an integer of at least 0, got -1"),
+        ({"begin": True}, "begin must be an integer of at least 0, got True"),
+    ],
+)
+def test_bad_triangles(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Triangular(**{"peak": 1.0, "floor": 0.1, "cycle_length": 4} | arguments)

@@ -8,6 +8,9 @@ except ModuleNotFoundError as error:
 
 from bnn_ppl.numpyro import priors
 from bnn_ppl.numpyro.annealed_elbo import AnnealedELBO
+from bnn_ppl.numpyro.batch_norm import update_batch_norm
+from bnn_ppl.numpyro.fge import FGE
+from bnn_ppl.numpyro.hwa import HWASVI
 from bnn_ppl.numpyro.initialization import init_to_prior_center
 from bnn_ppl.numpyro.local_reparameterization import local_reparameterization
 from bnn_ppl.numpyro.log_uniform import ImproperLogUniform
@@ -18,14 +21,19 @@ from bnn_ppl.numpyro.sghmc import SGHMC, norm_adjusting_sghmc
 from bnn_ppl.numpyro.sgld import SGLD
 from bnn_ppl.numpyro.sgnht import SGNHT
 from bnn_ppl.numpyro.step_size import suggest_step_size
+from bnn_ppl.numpyro.swa import SWA, SWAG
 from bnn_ppl.numpyro.variance_network import AutoVarianceNetwork
 from bnn_ppl.numpyro.variational_dropout import AutoVariationalDropout
 
 __all__ = [
+    "FGE",
+    "HWASVI",
     "PSGLD",
     "SGHMC",
     "SGLD",
     "SGNHT",
+    "SWA",
+    "SWAG",
     "AnnealedELBO",
     "AutoVarianceNetwork",
     "AutoVariationalDropout",
@@ -37,4 +45,5 @@ __all__ = [
     "predict",
     "priors",
     "suggest_step_size",
+    "update_batch_norm",
 ]

@@ -29,7 +29,7 @@ from numpyro import handlers
 from numpyro.primitives import Messenger, apply_stack
 
 from bnn_ppl.guide_sites import Sites, check_sites, chooser
-from bnn_ppl.local_noise import MARK, check_found, check_uses
+from bnn_ppl.local_noise import MARK, UNMARKED, check_found, check_uses
 from bnn_ppl.numpyro.convolutions import fast_convolutions
 from bnn_ppl.numpyro.programs import as_function, inner_program
 
@@ -98,6 +98,8 @@ def local_reparameterization(model: Callable, guide: Callable, *, sites: Sites =
             result = guide(*args, **kwargs)
         check_found(mark.found, sites)
         return result
+
+    setattr(marked, UNMARKED, guide)
 
     @functools.wraps(model, updated=())
     def local(*args: Any, **kwargs: Any) -> Any:

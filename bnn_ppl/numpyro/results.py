@@ -1,4 +1,4 @@
-"""What a finished NumPyro MCMC holds, and its model replayed on its draws, as NumPy arrays for `bnn_ppl.export`."""
+"""What a finished NumPyro MCMC holds, and a model replayed on draws, as NumPy arrays for `bnn_ppl.export`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +15,6 @@ from numpyro.infer import MCMC
 from numpyro.primitives import Messenger
 from numpyro.util import is_prng_key
 
-from bnn_ppl.layout import Plate
 from bnn_ppl.numpyro.compilation import jit_over_data
 from bnn_ppl.numpyro.gradient_noise import gradient_noise as variance_of_gradient
 from bnn_ppl.numpyro.kernel import StochasticGradientKernel
@@ -72,10 +71,11 @@ def read(mcmc: Any) -> Results:
         model, held, plates = kernel._model, layout.held, layout.plates
     sites: dict[str, Site] = {}
     if model is not None:
-        found = _sites(model, {n: v[0, 0] for n, v in samples.items()} | held, plates, args, kwargs)
+        rows = {p.name: np.arange(p.batch_size) for p in plates.values() if p.subsampled}
+        found = sites_of(model, {n: v[0, 0] for n, v in samples.items()} | held, rows, args, kwargs)
         plates = plates or plates_of(found)
         held = held or {n: s["value"] for n, s in found.items() if s["type"] in ("param", "mutable")}
-        sites = {name: site for name in found if (site := _describe(found[name], samples)) is not None}
+        sites = describe(found)
     full_batch = not any(plate.subsampled for plate in plates.values()) and not (modelled and model is None)
     statistics = _statistics(mcmc, full_batch)
     settings = {"kernel": type(kernel).__name__, "num_warmup": mcmc.num_warmup, "thinning": mcmc.thinning}
@@ -91,7 +91,7 @@ def read(mcmc: Any) -> Results:
         held=held,
         args=args,
         kwargs=kwargs,
-        arguments={} if model is None else _by_parameter(model, mcmc._args, mcmc._kwargs),
+        arguments={} if model is None else by_parameter(model, mcmc._args, mcmc._kwargs),
         site_names=sorted(kernel._layout(*kernel._arguments(args, kwargs)).shapes if modelled else samples),
     )
 
@@ -122,16 +122,22 @@ def _statistics(mcmc: MCMC, full_batch: bool) -> dict[str, np.ndarray]:
     return statistics
 
 
-def _sites(model: Callable, values: dict, plates: Mapping[str, Plate], args: tuple, kwargs: dict) -> dict[str, dict]:
-    """Trace of the model on the first rows of its plates."""
-    rows = {p.name: jnp.arange(p.batch_size) for p in plates.values() if p.subsampled}
+def sites_of(
+    model: Callable, values: dict, rows: Mapping[str, np.ndarray], args: tuple, kwargs: dict
+) -> dict[str, dict]:
+    """Trace of a model with these values and rows of its plates."""
     seeded = seed_handler(substitute(model, data=values), random.key(0))
-    model = SetPlates(seeded, lambda name, size, b: rows.get(name))
+    model = SetPlates(seeded, lambda name, size, b: jnp.asarray(rows[name]) if name in rows else None)
     with validation_enabled(False):  # as the host samples: a draw may lie at the edge of a support
         return trace(model).get_trace(*args, **kwargs)
 
 
-def _describe(site: dict, samples: Mapping[str, Any]) -> Site | None:
+def describe(found: Mapping[str, dict]) -> dict[str, Site]:
+    """Sites of a trace that have values: latent, observed and deterministic ones, and factors."""
+    return {name: site for name in found if (site := _describe(found[name])) is not None}
+
+
+def _describe(site: dict) -> Site | None:
     if site["type"] not in ("sample", "deterministic"):
         return None
     plates = {frame.name: frame.dim for frame in site["cond_indep_stack"]}
@@ -145,11 +151,16 @@ def _describe(site: dict, samples: Mapping[str, Any]) -> Site | None:
     return Site(kind, plates, len(site["fn"].event_shape))
 
 
-def _by_parameter(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """Array arguments of a model by the names of its parameters."""
+def unwrapped(model: Any) -> Callable:
+    """A model without the handlers around it."""
     while isinstance(model, Messenger | FullData):
         model = model.fn if isinstance(model, Messenger) else model.model
-    named = bound_arguments(model, args, kwargs)
+    return model
+
+
+def by_parameter(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """Array arguments of a model by the names of its parameters."""
+    named = bound_arguments(unwrapped(model), args, kwargs)
     return {name: value for name, value in named.items() if _is_array(value)}
 
 
@@ -260,7 +271,17 @@ def evaluator(results: Results, what: str, names: Sequence[str], seed: int) -> C
             return {name: found[name]["fn"].log_prob(found[name]["value"]) for name in wanted}
         return {name: jnp.asarray(found[name]["value"]) for name in wanted}
 
-    def all_draws(draws: dict, data: list, rows: dict, chunk: dict, wanted: tuple[str, ...]) -> dict:
+    guide = results.guide
+    inputs = results.latents if guide is None else guide.inputs
+
+    def all_draws(draws: Any, data: list, rows: dict, chunk: dict, wanted: tuple[str, ...]) -> dict:
+        if guide is not None:
+            if what == "observed":
+                return one(guide.latents(draws, 0), (), data, rows, chunk, wanted)
+            found = lax.map(
+                lambda i: one(guide.latents(draws, i), (0, i), data, rows, chunk, wanted), jnp.arange(results.shape[1])
+            )
+            return {name: value[None] for name, value in found.items()}
         if what == "observed":
             return one(jax.tree.map(lambda x: x[0, 0], draws), (), data, rows, chunk, wanted)
         # One draw after another: the activations of all at once may not fit into memory.
@@ -283,11 +304,11 @@ def evaluator(results: Results, what: str, names: Sequence[str], seed: int) -> C
         numbers = {name: jnp.uint32(i) for name, i in chunk.items()}
         if not reads_values:
             try:
-                values = compiled(results.latents, data, indices, numbers, wanted=tuple(wanted))
+                values = compiled(inputs, data, indices, numbers, wanted=tuple(wanted))
             except jax.errors.JAXTypeError:  # a model that looks at the values of its arguments
                 reads_values.append(True)
         if reads_values:
-            values = with_data_inside(results.latents, indices, numbers, wanted=tuple(wanted))
+            values = with_data_inside(inputs, indices, numbers, wanted=tuple(wanted))
         return {name: to_numpy(value) for name, value in values.items()}
 
     return evaluate

@@ -8,6 +8,9 @@ except ModuleNotFoundError as error:
 
 from bnn_ppl.pyro import priors
 from bnn_ppl.pyro.annealed_elbo import AnnealedELBO
+from bnn_ppl.pyro.batch_norm import update_batch_norm
+from bnn_ppl.pyro.fge import FGE
+from bnn_ppl.pyro.hwa import HWASVI
 from bnn_ppl.pyro.initialization import init_to_prior_center
 from bnn_ppl.pyro.local_reparameterization import local_reparameterization
 from bnn_ppl.pyro.log_uniform import ImproperLogUniform
@@ -19,14 +22,19 @@ from bnn_ppl.pyro.sghmc import SGHMC, norm_adjusting_sghmc
 from bnn_ppl.pyro.sgld import SGLD
 from bnn_ppl.pyro.sgnht import SGNHT
 from bnn_ppl.pyro.step_size import suggest_step_size
+from bnn_ppl.pyro.swa import SWA, SWAG
 from bnn_ppl.pyro.variance_network import AutoVarianceNetwork
 from bnn_ppl.pyro.variational_dropout import AutoVariationalDropout
 
 __all__ = [
+    "FGE",
+    "HWASVI",
     "PSGLD",
     "SGHMC",
     "SGLD",
     "SGNHT",
+    "SWA",
+    "SWAG",
     "AnnealedELBO",
     "AutoVarianceNetwork",
     "AutoVariationalDropout",
@@ -39,4 +47,5 @@ __all__ = [
     "priors",
     "random_torch_module",
     "suggest_step_size",
+    "update_batch_norm",
 ]

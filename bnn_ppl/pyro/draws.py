@@ -89,10 +89,22 @@ class HoldParams(Messenger):
     def __init__(self, held: Mapping[str, Any]):
         super().__init__()
         self.held = held
+        self._own: list[tuple[torch.nn.Parameter, Tensor]] = []
 
     def _pyro_param(self, msg: dict) -> None:
-        if msg["name"] in self.held:
-            msg["value"], msg["done"] = self.held[msg["name"]], True
+        if msg["name"] not in self.held:
+            return
+        msg["value"], msg["done"] = self.held[msg["name"]], True
+        start = msg["args"][1] if len(msg["args"]) > 1 else None
+        if isinstance(start, torch.nn.Parameter):  # modules tell of these, and read their own all the same
+            self._own.append((start, start.data))
+            start.data = torch.as_tensor(msg["value"]).detach()
+
+    def __exit__(self, *error: Any) -> None:
+        for parameter, data in reversed(self._own):
+            parameter.data = data
+        self._own.clear()
+        super().__exit__(*error)
 
 
 def _guide_draw(

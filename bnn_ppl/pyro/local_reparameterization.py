@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bnn_ppl.guide_sites import Sites, check_sites, chooser
-from bnn_ppl.local_noise import MARK, check_found, check_uses
+from bnn_ppl.local_noise import MARK, UNMARKED, check_found, check_uses
 
 _PRODUCTS = ("matmul", "mm", "bmm", "mv", "dot", "inner")
 _BIASED = ("input", "weight", "bias")
@@ -100,6 +100,8 @@ def local_reparameterization(model: Callable, guide: Callable, *, sites: Sites =
             result = guide(*args, **kwargs)
         check_found(mark.found, sites)
         return result
+
+    setattr(marked, UNMARKED, guide)
 
     @functools.wraps(model, updated=())
     def local(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a finished Pyro MCMC holds, and its model replayed on its draws, as NumPy arrays for `bnn_ppl.export`."""
+"""What a finished Pyro MCMC holds, and a model replayed on draws, as NumPy arrays for `bnn_ppl.export`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -65,12 +65,12 @@ def read(mcmc: Any) -> Results:
     sites: dict[str, Site] = {}
     if model is not None:
         rows = {p.name: np.arange(p.batch_size) for p in plates.values() if p.subsampled}
-        with _undisturbed(samples):
-            first = _Replay({name: value[0, 0] for name, value in samples.items()}, held, rows)
+        with random_state_kept():
+            first = Replay({name: value[0, 0] for name, value in samples.items()}, held, rows)
             found = first.run(model, mcmc._args, mcmc._kwargs)
         plates = plates or plates_of(found)
         held = held or {n: s["value"].detach() for n, s in found.items() if s["type"] == "param"}
-        sites = {name: site for name in found if (site := _describe(found[name])) is not None}
+        sites = describe(found)
     full_batch = not any(plate.subsampled for plate in plates.values()) and not (modelled and model is None)
     statistics = _statistics(mcmc, full_batch)
     settings = {"kernel": type(kernel).__name__, "num_warmup": mcmc.warmup_steps, "thinning": 1}
@@ -86,7 +86,7 @@ def read(mcmc: Any) -> Results:
         held=held,
         args=mcmc._args,
         kwargs=mcmc._kwargs,
-        arguments={} if model is None else _by_parameter(model, mcmc._args, mcmc._kwargs),
+        arguments={} if model is None else by_parameter(model, mcmc._args, mcmc._kwargs),
         site_names=sorted(kernel._layout.shapes if modelled else samples),
     )
 
@@ -106,15 +106,14 @@ def _statistics(mcmc: MCMC, full_batch: bool) -> dict[str, np.ndarray]:
 
 
 @contextmanager
-def _undisturbed(samples: Mapping[str, Tensor]) -> Iterator[None]:
+def random_state_kept() -> Iterator[None]:
     """Without gradients and validation (as the host samples), and with the random state restored at the end."""
-    on_gpu = any(value.is_cuda for value in samples.values())
-    devices = range(torch.cuda.device_count()) if on_gpu else []
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with torch.no_grad(), torch.random.fork_rng(devices), pyro.validation_enabled(False):
         yield
 
 
-class _Replay(Messenger):
+class Replay(Messenger):
     """Put values, held parameters and rows of the plates into a model."""
 
     def __init__(self, values: Mapping[str, Tensor], held: Mapping[str, Any], rows: Mapping[str, np.ndarray]):
@@ -123,10 +122,15 @@ class _Replay(Messenger):
         self.held = held
         self.rows = rows
 
+    def trace(self, model: Any, args: tuple, kwargs: dict) -> poutine.Trace:
+        """Trace of the model; plates without rows draw their own."""
+        with poutine.block(), self:
+            return poutine.trace(model).get_trace(*args, **kwargs)
+
     def run(self, model: Any, args: tuple, kwargs: dict) -> dict[str, dict]:
-        """Sites of the model."""
-        with any_number_of_rows(), poutine.block(), self:
-            return dict(poutine.trace(model).get_trace(*args, **kwargs).nodes)
+        """Sites of the model; plates without rows have all of them."""
+        with any_number_of_rows():
+            return dict(self.trace(model, args, kwargs).nodes)
 
     def _pyro_param(self, msg: dict) -> None:
         if msg["name"] in self.held:
@@ -146,7 +150,7 @@ class _Replay(Messenger):
         """What happens at an observed site: nothing."""
 
 
-class _SampleObserved(_Replay):
+class _SampleObserved(Replay):
     """Sample the observed sites, with a seed for each site, draw and chunk of the plates around the site.
 
     A site outside the plates then has the same value in all their chunks.
@@ -166,6 +170,11 @@ class _SampleObserved(_Replay):
         msg["value"], msg["is_observed"], msg["done"] = None, False, False
 
 
+def describe(found: Mapping[str, dict]) -> dict[str, Site]:
+    """Sites of a trace that have values: latent, observed and deterministic ones, and factors."""
+    return {name: site for name in found if (site := _describe(found[name])) is not None}
+
+
 def _describe(site: dict) -> Site | None:
     if site["type"] != "sample" or isinstance(site["fn"], _Subsample):
         return None
@@ -180,12 +189,16 @@ def _describe(site: dict) -> Site | None:
     return Site(kind, plates, site["fn"].event_dim)
 
 
-def _by_parameter(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """Array arguments of a model by the names of its parameters."""
+def unwrapped(model: Any) -> Callable:
+    """The function whose arguments are those of a model."""
     while isinstance(model, FullData):
         model = model.model
-    model = model.forward if isinstance(model, torch.nn.Module) else model
-    named = bound_arguments(model, args, kwargs)
+    return model.forward if isinstance(model, torch.nn.Module) else model
+
+
+def by_parameter(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """Array arguments of a model by the names of its parameters."""
+    named = bound_arguments(unwrapped(model), args, kwargs)
     return {name: value for name, value in named.items() if _is_array(value)}
 
 
@@ -241,7 +254,7 @@ def posterior(results: Results, names: Sequence[str]) -> dict[str, np.ndarray]:
         rows = {p.name: np.arange(p.batch_size) for p in results.plates.values() if p.subsampled}
 
         def replay(chain: int, draw: int) -> dict[str, Tensor]:
-            found = _Replay(_one_draw(results, chain, draw), results.held, rows).run(
+            found = Replay(_one_draw(results, chain, draw), results.held, rows).run(
                 results.model, results.args, results.kwargs
             )
             return {name: found[name]["value"] for name in computed}
@@ -251,6 +264,8 @@ def posterior(results: Results, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def _one_draw(results: Results, chain: int, draw: int) -> dict[str, Tensor]:
+    if results.guide is not None:
+        return results.guide.latents(results.guide.inputs, draw)
     return {name: value[chain, draw] for name, value in results.latents.items()}
 
 
@@ -263,7 +278,7 @@ def _check_complete(results: Results, what: str) -> None:
 def _over_draws(results: Results, replay: Callable[[int, int], dict[str, Tensor]]) -> dict[str, np.ndarray]:
     """Results of one draw after another: the activations of all at once may not fit into memory."""
     values: dict[str, np.ndarray] = {}
-    with _undisturbed(results.samples):
+    with random_state_kept():
         for chain, draw in np.ndindex(*results.shape):
             for name, value in replay(chain, draw).items():
                 array = to_numpy(value)
@@ -304,7 +319,7 @@ def evaluator(results: Results, what: str, names: Sequence[str], seed: int) -> C
 
     def evaluate(wanted: Sequence[str], rows: Mapping[str, np.ndarray], chunk: Mapping[str, int]) -> dict:
         def replay(chain: int, draw: int) -> dict[str, Tensor]:
-            kind = _SampleObserved if what == "posterior_predictive" else _Replay
+            kind = _SampleObserved if what == "posterior_predictive" else Replay
             one = kind(_one_draw(results, chain, draw), results.held, rows)
             if isinstance(one, _SampleObserved):
                 one.entropy, one.chunk, one.numbers = (seed, chain, draw), chunk, numbers
@@ -314,7 +329,7 @@ def evaluator(results: Results, what: str, names: Sequence[str], seed: int) -> C
             }
 
         if what == "observed":
-            with _undisturbed(results.samples):
+            with random_state_kept():
                 return {name: to_numpy(value) for name, value in replay(0, 0).items()}
         return _over_draws(results, replay)
 

@@ -10,11 +10,18 @@ import torch
 import xarray as xr
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 from pyro.nn import PyroModule, PyroSample
 from torch.distributions import constraints
 
 from bnn_ppl.pyro import SGHMC, SGLD, predict, priors, random_torch_module
+from bnn_ppl.pyro.draws import HoldParams
 
 N, B, TEST = 40, 8, 13
 RNG = np.random.default_rng(0)
@@ -148,6 +155,34 @@ def test_guides_written_by_hand():
     for name, value in values.items():
         pyro.get_param_store()[name] = value
     xr.testing.assert_allclose(predict(hand_written, X_TEST, model=model, num_draws=500), found)
+
+
+@pytest.mark.parametrize(
+    "kind", [AutoDiagonalNormal, AutoLowRankMultivariateNormal, AutoMultivariateNormal, AutoNormal]
+)
+def test_params_of_modules(kind):
+    """Also plain parameters, which modules read without asking; what they hold, and the store, stays."""
+    guide = train(kind)
+    values = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+    before = {name: value.detach().clone() for name, value in guide.named_parameters()}
+    shifted = {name: value + 0.5 if name.split(".")[1].startswith("loc") else value for name, value in values.items()}
+    for scheme in ("ensemble", "deterministic"):
+        arguments = {"model": model, "scheme": scheme} | ({"num_draws": 20} if scheme == "ensemble" else {})
+        plain = predict(guide, X_TEST, **arguments)
+        same = predict(guide, X_TEST, params=values, **arguments)
+        xr.testing.assert_allclose(plain, same)
+        found = predict(guide, X_TEST, params=shifted, **arguments)
+        np.testing.assert_allclose(found["mean"] - plain["mean"], 0.5 * X_TEST.sum(1), rtol=1e-3, atol=1e-5)
+        xr.testing.assert_identical(predict(guide, X_TEST, **arguments), plain)
+    for name, value in guide.named_parameters():
+        assert torch.equal(value, before[name])
+        assert value.requires_grad
+    for name, value in pyro.get_param_store().items():
+        assert torch.equal(value, values[name])
+    with pytest.raises(KeyError), HoldParams(shifted):  # also after an error
+        guide(X, Y)["no site"]
+    for name, value in guide.named_parameters():
+        assert torch.equal(value, before[name])
 
 
 def test_guides_that_are_not_trained():

@@ -1,0 +1,145 @@
+"""Time of a step of SVI with weight averaging, against the host's SVI: prints the table of the README.
+
+    python benchmarks/weight_averaging.py [--backend numpyro pyro] [--rounds 5] [--cycle 469]
+
+AutoNormal and AutoDelta on the MLP of the benchmark, N(0, 1) priors, Adam, one fixed minibatch of 128, a snapshot in
+every --cycle steps (469 are an epoch of 60,000). NumPyro: ``svi.run`` with its bar and as one program, each the time
+that further steps take, so that compilation is left out, and a loop over ``jax.jit(svi.update, donate_argnums=0)``.
+Pyro: a loop over ``svi.step``. Contestants take turns for some rounds and keep their fastest.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+from networks import SHAPES, B, N, data, forward_jax, forward_torch, weights
+
+KINDS = ("SVI", "mixture", "low_rank")
+
+
+def turns(contestants: dict[tuple, Callable[[], float]], rounds: int) -> dict[tuple, float]:
+    """Fastest seconds a step of each contestant, a function that measures them."""
+    best = dict.fromkeys(contestants, np.inf)
+    for _ in range(rounds):
+        for name, measure in contestants.items():
+            best[name] = min(best[name], measure())
+    return best
+
+
+def numpyro_contestants(cycle: int) -> dict[tuple, Callable[[], float]]:
+    import jax
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+    import optax
+    from numpyro.infer import SVI, Trace_ELBO
+    from numpyro.infer.autoguide import AutoDelta, AutoNormal
+    from numpyro.infer.initialization import init_to_value
+
+    from bnn_ppl.numpyro import HWASVI
+
+    os.environ.pop("CI", None)  # with it NumPyro switches its progress bar off
+    forward = forward_jax("mlp")
+    x, y = (jnp.asarray(values[:B]) for values in data("mlp"))
+
+    def model(x, y):
+        w = {k: numpyro.sample(k, dist.Normal(0, 1).expand(s).to_event(len(s))) for k, s in SHAPES["mlp"].items()}
+        with numpyro.plate("data", N, subsample_size=B):
+            numpyro.sample("y", dist.Categorical(logits=forward(w, x)), obs=y)
+
+    def make(guide, kind):
+        pair = model, guide(model, init_loc_fn=init_to_value(values=weights("mlp"))), optax.adam(1e-3), Trace_ELBO()
+        return SVI(*pair) if kind == "SVI" else HWASVI(*pair, start=1, cycle_length=cycle, covariance=kind)
+
+    def by_run(svi, bar):
+        def seconds(steps):
+            with contextlib.redirect_stderr(io.StringIO()):
+                start = time.perf_counter()
+                jax.block_until_ready(svi.run(jax.random.key(0), steps, x, y, progress_bar=bar).losses)
+            return time.perf_counter() - start
+
+        return lambda: (seconds(5 * cycle) - seconds(cycle)) / (4 * cycle)
+
+    def by_update(svi):
+        update = jax.jit(svi.update, donate_argnums=0)
+
+        def measure():
+            state = svi.init(jax.random.key(0), x, y)
+            state, loss = update(state, x, y)
+            start = time.perf_counter()
+            for _ in range(4 * cycle):
+                state, loss = update(state, x, y)
+            jax.block_until_ready(loss)
+            return (time.perf_counter() - start) / (4 * cycle)
+
+        return measure
+
+    found = {}
+    for guide in (AutoNormal, AutoDelta):
+        for kind in KINDS:
+            svi = make(guide, kind)
+            found[guide.__name__, "run", kind] = by_run(svi, True)
+            found[guide.__name__, "run, one program", kind] = by_run(svi, False)
+            found[guide.__name__, "jitted update", kind] = by_update(svi)
+    return found
+
+
+def pyro_contestants(cycle: int) -> dict[tuple, Callable[[], float]]:
+    import pyro
+    import pyro.distributions as dist
+    import torch
+    from pyro.infer import SVI, Trace_ELBO
+    from pyro.infer.autoguide import AutoDelta, AutoNormal
+    from pyro.infer.autoguide.initialization import init_to_value
+    from pyro.optim import Adam
+
+    from bnn_ppl.pyro import HWASVI
+
+    pyro.enable_validation(False)
+    forward = forward_torch("mlp")
+    x, y = (torch.as_tensor(values[:B]) for values in data("mlp", channels_first=True))
+    start = {k: torch.as_tensor(v) for k, v in weights("mlp", channels_first=True).items()}
+
+    def model(x, y):
+        w = {k: pyro.sample(k, dist.Normal(0.0, 1.0).expand(v.shape).to_event(v.ndim)) for k, v in start.items()}
+        with pyro.plate("data", N, subsample_size=B):
+            pyro.sample("y", dist.Categorical(logits=forward(w, x)), obs=y)
+
+    def by_step(guide, kind):
+        def measure():
+            pyro.clear_param_store()
+            pair = model, guide(model, init_loc_fn=init_to_value(values=start)), Adam({"lr": 1e-3}), Trace_ELBO()
+            svi = SVI(*pair) if kind == "SVI" else HWASVI(*pair, start=1, cycle_length=cycle, covariance=kind)
+            svi.step(x, y)
+            begin = time.perf_counter()
+            for _ in range(cycle):
+                svi.step(x, y)
+            return (time.perf_counter() - begin) / cycle
+
+        return measure
+
+    return {(guide.__name__, "step", kind): by_step(guide, kind) for guide in (AutoNormal, AutoDelta) for kind in KINDS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", choices=["numpyro", "pyro"], nargs="*", default=["numpyro", "pyro"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cycle", type=int, default=469, help="steps from one snapshot to the next")
+    options = parser.parse_args()
+    print("| | guide | SVI | mixture | low rank |\n| --- | --- | --- | --- | --- |")
+    for backend in options.backend:
+        make = {"numpyro": numpyro_contestants, "pyro": pyro_contestants}[backend]
+        best = turns(make(options.cycle), options.rounds)
+        for guide, how in dict.fromkeys(key[:2] for key in best):
+            plain, *ours = (best[guide, how, kind] for kind in KINDS)
+            cells = " | ".join(f"{seconds / plain:.3f}" for seconds in ours)
+            print(f"| {backend}, {how} | {guide} | 1 ({plain * 1e6:.0f} us) | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
