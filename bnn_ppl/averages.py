@@ -10,7 +10,8 @@ d_n = mu_n - m, each from the mean that includes it, are the columns of D. The a
 
     "mixture"     Sigma = diag(v + S)                                  the moments of the mixture of the laws
     "iterate"     Sigma = diag(S)                                      SWAG-Diag [3]_ of the locations
-    "low_rank"    Sigma = diag(v + S / 2) + D D' / (2 (K - 1))         SWAG [3]_, and what the laws have within
+    "low_rank"    Sigma = diag(v + S / 2) + D D' / (2 (K - 1))         SWAG [3]_, and what the laws have within;
+                  D weighs its columns alike, whatever w is
     "parameters"  the guide at the average of its unconstrained parameters, SWA [4]_
 
 References
@@ -104,6 +105,24 @@ def check_averaging(covariance: Any, rank: Any, multiplier: Any) -> None:
             )
 
 
+def check_state(name: str, given: Any, own: Any) -> None:
+    """Raise a ValueError for a state of a run with other settings."""
+    if given != own:
+        raise ValueError(
+            f"the state is of a run with {name}={given!r}, and this object has {name}={own!r}: make it with the "
+            "settings of the state"
+        )
+
+
+def check_of_guide(others: list[str]) -> None:
+    """Raise a ValueError for parameters that are not the guide's."""
+    if others:
+        raise ValueError(
+            f"the param sites {others} of the model differ between snapshots, and draws of latent sites lack them: "
+            "take snapshot_params, and predict(draw, ..., params=) with the values of each snapshot"
+        )
+
+
 def check_points(noisy: list[str]) -> None:
     """Raise a ValueError for a guide whose sites are more than points."""
     if noisy:
@@ -158,8 +177,8 @@ def warn_few_columns(count: int, rank: int) -> None:
         )
 
 
-def check_learning_rate(learning_rate: Any, start: int, cycle_length: int, num_snapshots: int = 20) -> None:
-    """Look at the schedule of the optimiser where snapshots fall, and warn where it is not as averages need it.
+def check_learning_rate(learning_rate: Any, start: int, cycle_length: int) -> None:
+    """Look at the schedule of the optimiser around the first snapshot.
 
     Parameters
     ----------
@@ -167,40 +186,74 @@ def check_learning_rate(learning_rate: Any, start: int, cycle_length: int, num_s
         A number, or a callable of the step, 0 for the first.
     start, cycle_length
         When snapshots fall.
-    num_snapshots
-        How many are looked at.
+
+    Raises
+    ------
+    ValueError
+        If it is neither, or a value is out of range.
 
     Warns
     -----
     UserWarning
-        If the rates at snapshots are not equal, or not the lowest of their cycles.
+        If the rate comes back after a cycle and is lower in between.
     """
-    first = first_snapshot(start, cycle_length)
-    steps = [first - 1 + i * cycle_length for i in range(num_snapshots)]
-    check_values("learning_rate", learning_rate, steps, positive=True)
-    if not callable(learning_rate):
+    first = first_snapshot(start, cycle_length) - 1
+    rate = _rate_at(learning_rate, first)
+    try:
+        cycle = range(first, first + cycle_length, max(cycle_length // 200, 1))
+        rates = {step: _rate_at(learning_rate, step) for step in (*cycle, first + cycle_length)}
+    except ValueError:  # a schedule that ends with the run
         return
-    rates = [float(learning_rate(step)) for step in steps]
-    changed = next((i for i, rate in enumerate(rates) if not np.isclose(rate, rates[0], rtol=1e-3)), None)
-    if changed is not None:
+    lowest = min(rates, key=rates.__getitem__)
+    if abs(rates[first + cycle_length] - rate) <= 1e-3 * rate and rates[lowest] < 0.9 * rate:
         warnings.warn(
-            f"learning_rate is {rates[0]:.3g} at the first snapshot (step {steps[0]}) and {rates[changed]:.3g} at "
-            f"snapshot {changed} (step {steps[changed]}): the average mixes laws of different learning rates. Start "
-            "where the schedule is constant, or make cycle_length that of the schedule",
+            f"learning_rate is {rate:.3g} at the first snapshot (step {first}), and as low as {rates[lowest]:.3g} at "
+            f"step {lowest}: snapshots belong where a cycle is lowest, with start={lowest + 1}",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-        return
-    cycle = range(steps[0], steps[0] + cycle_length, max(cycle_length // 200, 1))
-    lowest = min(cycle, key=lambda step: float(learning_rate(step)))
-    if float(learning_rate(lowest)) < 0.9 * rates[0]:
-        warnings.warn(
-            f"learning_rate is {rates[0]:.3g} at the first snapshot (step {steps[0]}), and as low as "
-            f"{float(learning_rate(lowest)):.3g} at step {lowest}: snapshots belong where a cycle is lowest, with "
-            f"start={lowest + 1}",
-            UserWarning,
-            stacklevel=3,
-        )
+
+
+def warn_changed_rate(learning_rate: Any, first: int, step: int) -> bool:
+    """Warn of a rate at a snapshot that is not that of the first one; steps count from 1. Whether it did."""
+    before, now = _rate_at(learning_rate, first - 1), _rate_at(learning_rate, step - 1)
+    if abs(now - before) <= 1e-3 * before:
+        return False
+    warnings.warn(
+        f"learning_rate is {before:.3g} at the first snapshot (step {first - 1}) and {now:.3g} at a later one (step "
+        f"{step - 1}): the average mixes laws of different learning rates. Start where the schedule is constant, or "
+        "make cycle_length that of the schedule",
+        UserWarning,
+        stacklevel=4,
+    )
+    return True
+
+
+def warn_other_rate(learning_rate: Any, step: int, used: float) -> bool:
+    """Warn of a rate that is not the schedule's; steps count from 1. Whether it did."""
+    expected = _rate_at(learning_rate, step - 1)
+    if abs(used - expected) <= 1e-3 * expected:
+        return False
+    warnings.warn(
+        f"learning_rate is {expected:.3g} at the snapshot after step {step}, and the optimiser used {used:.3g}: give "
+        "the schedule that it has, and call optim.step() after each svi.step",
+        UserWarning,
+        stacklevel=4,
+    )
+    return True
+
+
+def _rate_at(learning_rate: Any, step: int) -> float:
+    check_values("learning_rate", 1.0 if callable(learning_rate) else learning_rate, (), positive=True)
+    try:
+        value = float(learning_rate(step)) if callable(learning_rate) else float(learning_rate)
+    except Exception as error:
+        raise ValueError(
+            f"learning_rate must be a number or a callable of the step, got {learning_rate!r}, which fails at step "
+            f"{step} ({error}): give the schedule that the optimiser has"
+        ) from error
+    check_values("learning_rate", lambda _: value, (step,), positive=False)
+    return value
 
 
 def check_locations(found: Mapping[str, Any], refused: Mapping[str, str], covariance: str) -> None:

@@ -9,6 +9,7 @@ SGLD and cyclical SGHMC pass the data as many times. Draws accuracy and negative
 prints scores of the end, with the entropy on images of other kinds (for MNIST).
 """
 
+import warnings
 from importlib import import_module
 
 import matplotlib.pyplot as plt
@@ -139,6 +140,7 @@ def cyclical(model, *, step_size, temperature, steps_per_draw, **arguments):
     return ours.SGHMC(model, step_size=cycle, temperature=options.temperature, **arguments)
 
 
+warnings.filterwarnings("ignore", "rank=")  # which averages begin with
 mnist = images.x_train.shape[1:] == (28, 28, 1) and options.data is not None
 names = ("kmnist", "notmnist") if mnist else ()
 others = [load_images(options.data, name).x_test for name in names]

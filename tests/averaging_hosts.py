@@ -71,7 +71,7 @@ class NumPyro:
     @staticmethod
     def elbos(elbo, model, guide, count, args):
         keys = jax.random.split(jax.random.key(8), count)
-        return np.asarray(jax.vmap(lambda key: elbo.loss(key, {}, model, guide, *args))(keys))
+        return np.asarray(jax.jit(jax.vmap(lambda key: elbo.loss(key, {}, model, guide, *args)))(keys))
 
     @staticmethod
     def free(site, value):

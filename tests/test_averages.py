@@ -124,11 +124,19 @@ def test_learning_rates():
         (CosineRestarts(0.1, 50, floor=0.01), 50, 40),
         (optax.exponential_decay(0.1, 100, 0.5), 10, 10),
     ]
-    for arguments in changed:
+    for rate, start, cycle_length in changed:
+        check_learning_rate(rate, start, cycle_length)
         with pytest.warns(
             UserWarning, match=r"learning_rate is .* at the first snapshot \(step \d+\) and .* mixes laws"
         ):
-            check_learning_rate(*arguments)
+            assert averages.warn_changed_rate(rate, start, start + cycle_length)
+    assert not averages.warn_changed_rate(lambda step: 1e-9, 5, 50)
+    with pytest.warns(UserWarning, match="1e-08 at the first snapshot .* 1e-09 at a later one"):
+        averages.warn_changed_rate(lambda step: 1e-8 if step < 10 else 1e-9, 5, 50)
+    rates = [0.1] * 30
+    check_learning_rate(lambda step: rates[step], 25, 10)  # ends with the run
+    with pytest.raises(ValueError, match=r"learning_rate must be a number or a callable of the step.*fails at step 34"):
+        check_learning_rate(lambda step: rates[step], 35, 10)
     message = r"0\.05 at the first snapshot \(step 200\), and as low as 0\.01 at step 250: .* lowest, with start=251"
     with pytest.warns(UserWarning, match=message):
         check_learning_rate(Triangular(0.05, 0.01, 100, begin=200), 201, 100)

@@ -1,10 +1,9 @@
-"""to_arviz of guides that SVI trained: laws of the draws and of the ELBO, groups, averages and refusals."""
+"""to_arviz of guides that SVI trained: laws of the draws and of the ELBO, groups, averages and memory."""
 
 import subprocess
 import sys
 import textwrap
 import warnings
-from functools import cache
 
 import arviz as az
 import jax
@@ -22,18 +21,25 @@ import bnn_ppl.pyro
 from bnn_ppl import svi_arguments, to_arviz
 from tests.svi_hosts import (
     HOSTS,
+    MEMORY,
     NOISE,
+    TRAIN,
     B,
     N,
     X,
     Y,
     auto_params,
+    averaging,
     data,
+    exported,
     full_covariance,
+    groups_of,
     linear,
     log_normal,
     posterior_of_linear,
     posterior_of_log_normal,
+    trained,
+    with_offset,
 )
 
 matplotlib.use("Agg")
@@ -42,20 +48,6 @@ matplotlib.use("Agg")
 @pytest.fixture(params=list(HOSTS))
 def host(request):
     return HOSTS[request.param]
-
-
-def groups_of(tree):
-    names = tree.children if isinstance(tree, xr.DataTree) else tree.groups()
-    return {name: tree[name].to_dataset() if isinstance(tree, xr.DataTree) else tree[name] for name in names}
-
-
-def exported(host, guide=None, model=None, params=None, size=None, num_samples=50, **settings):
-    """Groups of the linear regression."""
-    model = model or linear(host)
-    guide = guide or host.guides.AutoNormal(model)
-    svi, given = host.train(model, guide, data(host), {"size": size}, params)
-    found = {"model_args": data(host), "model_kwargs": {"size": size}, "num_samples": num_samples}
-    return groups_of(to_arviz(svi, **(given | found | settings)))
 
 
 # The ELBO
@@ -95,20 +87,20 @@ def test_mean_of_the_elbo_is_the_evidence_less_the_divergence(host, size):
 @pytest.mark.parametrize("size", [None, B])
 @pytest.mark.parametrize("kind", ["AutoNormal", "AutoMultivariateNormal"])
 def test_mean_of_the_elbo_is_that_of_the_host(host, kind, size):
-    model = linear(host)
-    guide = getattr(host.guides, kind)(model)
-    svi, given = host.train(model, guide, data(host), {"size": size})
+    model, svi, given = trained(host, kind, size)
     arguments = {"model_args": data(host), "model_kwargs": {"size": size}, "num_samples": 500}
     stats = groups_of(to_arviz(svi, **given, **arguments))["sample_stats"]
     elbo = stats["elbo" if size is None else "elbo_minibatch"].values[0]
     if host.name == "numpyro":
         loss = numpyro.infer.Trace_ELBO(num_particles=500)
-        params = given["svi_result"].params
-        theirs = -float(loss.loss(jax.random.key(5), params, model, guide, *data(host), size=size))
+        compiled = jax.jit(
+            lambda params: loss.loss(jax.random.key(5), params, model, svi.guide, *data(host), size=size)
+        )
+        theirs = -float(compiled(given["svi_result"].params))
     else:
         loss = pyro.infer.Trace_ELBO(num_particles=500)
         pyro.set_rng_seed(5)
-        theirs = -loss.loss(model, guide, *data(host), size=size)
+        theirs = -loss.loss(model, svi.guide, *data(host), size=size)
     assert abs(elbo.mean() - theirs) < 4 * elbo.std() * (2 / 500) ** 0.5 + 1e-4
 
 
@@ -224,8 +216,7 @@ def test_predictions_belong_to_their_draw(host):
 
 
 def test_seed(host, monkeypatch):
-    model = linear(host)
-    svi, given = host.train(model, host.guides.AutoNormal(model), data(host), {"size": B})
+    _, svi, given = trained(host, size=B)
     states = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
 
     def draws(**settings):
@@ -330,8 +321,7 @@ def test_arviz_functions(host, tmp_path):
 
 def test_state_and_losses_of_numpyro():
     host = HOSTS["numpyro"]
-    model = linear(host)
-    svi, given = host.train(model, host.guides.AutoNormal(model), data(host))
+    _, svi, given = trained(host)
     result, arguments = given["svi_result"], {"model_args": data(host), "num_samples": 5}
     whole = groups_of(to_arviz(svi, svi_result=result, **arguments))
     np.testing.assert_allclose(whole["svi"]["elbo"], -np.asarray(result.losses))
@@ -343,59 +333,6 @@ def test_state_and_losses_of_numpyro():
 
 
 # Averages
-
-
-def averaging(host):
-    """Stand-ins for the classes that average: one of a guide, one of snapshots."""
-    mean, covariance, _ = posterior_of_linear()
-
-    class Averaged(host.SVI):
-        def averaged_guide(self, *state):
-            assert len(state) == (host.name == "numpyro")
-
-            def guide(x, y, size=None):
-                value = host.array(mean)
-                host.ppl.sample(
-                    "_latent", host.dist.Normal(value, host.array(1.0)).to_event(1), infer={"is_auxiliary": True}
-                )
-                host.ppl.sample(
-                    "w", host.dist.MultivariateNormal(value, scale_tril=host.array(np.linalg.cholesky(covariance)))
-                )
-
-            return guide
-
-        def averaged_params(self, *state):
-            return {"offset": host.array(0.0)}
-
-        def averaging_weights(self, *state):
-            return np.array([0.2, 0.3, 0.5])
-
-        def snapshot_steps(self, *state):
-            return np.array([10, 20, 30])
-
-    class Snapshots(host.SVI):
-        def snapshots(self, *arguments, size=None):
-            assert len(arguments) == 2 + (host.name == "numpyro")
-            return {"w": host.array(np.arange(6.0).reshape(3, 2))}
-
-        def averaging_weights(self, *state):
-            return np.array([0.2, 0.3, 0.5])
-
-    return Averaged, Snapshots
-
-
-def with_offset(host):
-    """The linear regression with a param, which is 0 in averages and 1 elsewhere."""
-    ppl, dist = host.ppl, host.dist
-
-    def model(x, y, size=None):
-        offset = ppl.param("offset", host.array(1.0))
-        w = ppl.sample("w", dist.Normal(host.array(0.0), host.array(1.0)).expand([2]).to_event(1))
-        ppl.deterministic("total", w.sum())
-        with ppl.plate("data", N):
-            ppl.sample("y", dist.Normal(x @ w + offset, host.array(NOISE)), obs=y)
-
-    return model
 
 
 def test_averaged_guide(host):
@@ -433,202 +370,6 @@ def test_snapshots(host):
     np.testing.assert_allclose(groups["log_likelihood"]["y"][0], expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match=r"num_samples=3 with an SVI of snapshots.*leave it out"):
         to_arviz(svi, model_args=data(host), num_samples=3, **given)
-
-
-# Refusals
-
-
-@cache
-def trained(name):
-    model = linear(HOSTS[name])
-    return HOSTS[name].train(model, HOSTS[name].guides.AutoNormal(model), data(HOSTS[name]), {"size": B})
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"num_samples": 0}, ValueError, "num_samples must be an integer of at least 1, got 0"),
-        ({"num_samples": 2.5}, ValueError, "num_samples must be an integer of at least 1, got 2.5"),
-        (
-            {"model_args": X},
-            TypeError,
-            r"model_args must be a tuple.*got ndarray: for one argument write model_args=\(x,",
-        ),
-        ({"model_kwargs": [1]}, TypeError, "model_kwargs must be a dict.*got list"),
-        (
-            {"model_args": None},
-            ValueError,
-            r"model_args of 0 and model_kwargs=\['size'\] do not fit.*missing.*'x'.*pass",
-        ),
-        ({"model_kwargs": {"scale": 1}}, ValueError, r"model_kwargs=\['scale'\] do not fit.*unexpected.*'scale'"),
-        ({"noise_batches": 4}, ValueError, "noise_batches=4 is for an MCMC, and source is an SVI: leave it out"),
-        ({"var_names": ["w_auto_loc"]}, ValueError, r"names \['w_auto_loc'\], and the sites are \['w', 'total'\]"),
-        ({"rows": [1]}, ValueError, r"rows=\[1\].*no effect without log_likelihood=True"),
-        ({"rows": [N], "log_likelihood": True}, ValueError, "rows of plate 'data' must be from 0 to 11"),
-        ({"batch_size": N + 1, "log_likelihood": True}, ValueError, "batch_size=13 is larger than plate 'data'"),
-        ({"dims": {"v": ["a"]}}, ValueError, r"dims names \['v'\]"),
-    ],
-)
-def test_bad_arguments(host, arguments, error, message):
-    svi, given = trained(host.name)
-    with pytest.raises(error, match=message):
-        to_arviz(svi, **(given | {"model_args": data(host), "model_kwargs": {"size": B}} | arguments))
-
-
-def test_bad_losses(host):
-    model = linear(host)
-    svi, given = host.train(model, host.guides.AutoNormal(model), data(host))
-    given = {"svi_result": given["svi_result"].state} if host.name == "numpyro" else {}
-    with pytest.raises(TypeError, match="losses must be a list of numbers, one a step"):
-        to_arviz(svi, model_args=data(host), losses=["high"], **given)
-    for losses, shape in (([], r"\(0,\)"), ([[1.0]], r"\(1, 1\)"), (3.0, r"\(\)")):
-        with pytest.raises(ValueError, match=f"losses must be a list of one or more.*{shape}"):
-            to_arviz(svi, model_args=data(host), losses=losses, **given)
-
-
-def test_result_of_numpyro():
-    host = HOSTS["numpyro"]
-    model = linear(host)
-    svi, given = host.train(model, host.guides.AutoNormal(model), data(host))
-    result = given["svi_result"]
-    with pytest.raises(ValueError, match=r"svi_result is missing.*pass what svi.run returned"):
-        to_arviz(svi, model_args=data(host))
-    with pytest.raises(TypeError, match=r"svi_result must be what svi.run returned.*got dict"):
-        to_arviz(svi, model_args=data(host), svi_result=result.params)
-    with pytest.raises(ValueError, match=r"losses given, and svi_result has those.*leave losses out"):
-        to_arviz(svi, model_args=data(host), svi_result=result, losses=[1.0])
-    other = host.SVI(model, svi.guide, svi.optim, numpyro.infer.Trace_ELBO())
-    with pytest.raises(ValueError, match="svi_result of type SVIState needs the SVI that it came from"):
-        to_arviz(other, model_args=data(host), svi_result=result.state)
-
-
-def test_result_of_pyro():
-    host = HOSTS["pyro"]
-    model = linear(host)
-    svi, _ = host.train(model, host.guides.AutoNormal(model), data(host))
-    with pytest.raises(ValueError, match=r"svi_result of type dict: a Pyro SVI has none.*leave it out"):
-        to_arviz(svi, model_args=data(host), svi_result={})
-
-
-def test_guide_that_was_not_trained(host):
-    model = linear(host)
-    svi, given = host.train(model, full_covariance(host, np.zeros(2), np.eye(2)), data(host))
-    svi.guide = host.guides.AutoNormal(model)
-    with pytest.raises(ValueError, match="guide AutoNormal has not been trained: run SVI"):
-        to_arviz(svi, model_args=data(host), **given)
-
-    def guide(x, y, size=None):
-        host.ppl.sample(
-            "w", host.dist.Normal(host.ppl.param("other", host.array([0.0, 0.0])), host.array(1.0)).to_event(1)
-        )
-
-    svi.guide = guide
-    with pytest.raises(
-        ValueError, match=r"guide guide has not been trained: its params \['other'\] have no values: run"
-    ):
-        to_arviz(svi, model_args=data(host), **given)
-    if host.name == "pyro":
-        assert "other" not in pyro.get_param_store()
-
-
-def test_latent_sites_in_a_subsampled_plate(host):
-    ppl, dist = host.ppl, host.dist
-
-    def model(y, size=None):
-        with ppl.plate("data", N, subsample_size=size):
-            z = ppl.sample("z", dist.Normal(host.array(0.0), host.array(1.0)))
-            ppl.sample("y", dist.Normal(z, host.array(1.0)), obs=ppl.subsample(y, event_dim=0))
-
-    args = data(host)[1:]
-    svi, given = host.train(model, host.guides.AutoNormal(model), args, {"size": B})
-    with pytest.raises(
-        ValueError, match=r"latent site 'z' lies in the subsampled plate 'data'.*4 of its 12 rows: leave"
-    ):
-        to_arviz(svi, model_args=args, model_kwargs={"size": B}, **given)
-    svi, given = host.train(model, host.guides.AutoNormal(model), args)
-    groups = groups_of(to_arviz(svi, model_args=args, num_samples=5, log_likelihood=True, **given))
-    assert groups["posterior"]["z"].dims == ("chain", "draw", "data")
-    assert groups["log_likelihood"]["y"].shape == (1, 5, N)
-
-
-def test_sites_without_a_guide(host):
-    ppl, dist = host.ppl, host.dist
-
-    def unobserved(x, y, size=None):
-        w = ppl.sample("w", dist.Normal(host.array(0.0), host.array(1.0)).expand([2]).to_event(1))
-        with ppl.plate("data", N):
-            ppl.sample("y", dist.Normal(x @ w, host.array(NOISE)))
-
-    model = linear(host)
-    svi, given = host.train(model, host.guides.AutoNormal(model), data(host))
-    svi.model = unobserved
-    with pytest.raises(ValueError, match=r"no draws of the model's latent sites \['y'\].*data were None: pass"):
-        to_arviz(svi, model_args=data(host), **given)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [{"svi_result": 1}, {"model_args": ()}, {"model_kwargs": {}}, {"num_samples": 5}, {"losses": [1.0]}],
-)
-def test_arguments_of_an_svi_with_an_mcmc(host, arguments):
-    kernel = host.ppl.infer.NUTS(linear(host))
-    if host.name == "numpyro":
-        mcmc = numpyro.infer.MCMC(kernel, num_warmup=1, num_samples=1, progress_bar=False)
-    else:
-        mcmc = pyro.infer.MCMC(kernel, 1)
-    (name,) = arguments
-    with pytest.raises(ValueError, match=f"{name} of type .* is for an SVI, and source is an MCMC.*leave it out"):
-        to_arviz(mcmc, **arguments)
-
-
-def test_what_is_neither(host):
-    with pytest.raises(TypeError, match=r"source must be a .*MCMC.*or an SVI"):
-        to_arviz(host.guides.AutoNormal(linear(host)))
-
-
-# Memory
-
-MEMORY = """
-    import resource
-    from bnn_ppl import to_arviz
-    WEIGHTS, DRAWS = 400_000, 150  # together 240 MB in single precision
-
-    def model(y):
-        w = ppl.sample("w", dist.Normal(zero, one).expand([WEIGHTS]).to_event(1))
-        with ppl.plate("data", 6, subsample_size=2):
-            ppl.sample("y", dist.Normal(w.mean(), one), obs=ppl.subsample(y, event_dim=0))
-
-    def guide(y):
-        loc = ppl.param("loc", zeros)
-        ppl.sample("w", dist.Normal(loc, one).to_event(1))
-
-    svi, given = train(model, guide, y)
-    to_arviz(svi, model_args=(y,), num_samples=2, **given)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    to_arviz(svi, model_args=(y,), num_samples=DRAWS, var_names=[], log_likelihood=True, **given)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-"""
-TRAIN = {
-    "numpyro": """
-    import jax, optax, numpyro as ppl, numpyro.distributions as dist
-    from numpyro.infer import SVI, Trace_ELBO
-    zero, one, zeros, y = 0.0, 1.0, jax.numpy.zeros(400_000), jax.numpy.ones(6)
-
-    def train(model, guide, y):
-        svi = SVI(model, guide, optax.sgd(0.0), Trace_ELBO())
-        return svi, {"svi_result": svi.run(jax.random.key(0), 1, y, progress_bar=False)}
-    """,
-    "pyro": """
-    import torch, pyro as ppl, pyro.distributions as dist
-    from pyro.infer import SVI, Trace_ELBO
-    zero, one, zeros, y = torch.tensor(0.0), torch.tensor(1.0), torch.zeros(400_000), torch.ones(6)
-
-    def train(model, guide, y):
-        svi = SVI(model, guide, ppl.optim.SGD({"lr": 0.0}), Trace_ELBO())
-        svi.step(y)
-        return svi, {}
-    """,
-}
 
 
 @pytest.mark.parametrize("name", list(HOSTS))

@@ -20,6 +20,7 @@ EXAMPLES = [
     "uci_regression",
     "variance_toy",
     "variational_dropout",
+    "weight_averaging",
     "weight_norm",
 ]
 

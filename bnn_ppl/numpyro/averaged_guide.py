@@ -18,7 +18,7 @@ class AveragedGuide:
     guide
         The guide as it was trained.
     params
-        Averages of its parameters, in the user's coordinates.
+        Averages of the ``param`` sites of model and guide, in the user's coordinates, kept as `averaged_params`.
     laws
         Laws in the place of those of its sites, in unconstrained coordinates.
     columns
@@ -37,7 +37,7 @@ class AveragedGuide:
         supports: Mapping[str, Any],
     ):
         self._guide = guide
-        self._params = dict(params)
+        self.averaged_params = dict(params)
         self._laws = dict(laws)
         self._joint = None if columns is None else joint_law(laws, columns)
         self._supports = supports
@@ -51,6 +51,10 @@ class AveragedGuide:
 
     def median(self, params: Any = None, *args: Any, **kwargs: Any) -> dict[str, Array]:
         """Medians of the latent sites, in the user's coordinates; `params` is what hosts' guides take, and not read."""
+        if not self._laws:
+            if not hasattr(self._guide, "median"):
+                raise NotImplementedError("the guide has no median")
+            return self._guide.median(self.averaged_params)
         with handlers.block(), handlers.trace() as sites, handlers.seed(rng_seed=random.key(0)):
             self._run({name: law.mean for name, law in self._laws.items()}, args, kwargs)
         latent = {n: s for n, s in sites.items() if s["type"] == "sample" and not s["is_observed"]}
@@ -61,6 +65,6 @@ class AveragedGuide:
         with (
             handlers.block(hide_fn=lambda site: site["type"] == "param"),
             ReplaceLaws(None, self._laws, self._supports, values),
-            handlers.substitute(data=self._params),
+            handlers.substitute(data=self.averaged_params),
         ):
             return self._guide(*args, **kwargs)

@@ -13,6 +13,7 @@ from numpyro.handlers import substitute, trace
 from numpyro.infer import MCMC
 
 from bnn_ppl import responses
+from bnn_ppl.numpyro.averaged_guide import AveragedGuide
 from bnn_ppl.numpyro.results import read as read_mcmc
 
 
@@ -53,11 +54,12 @@ def origin_of(
         samples = {name: v if isinstance(v, np.ndarray | Array) else np.asarray(v) for name, v in source.items()}
         return Origin(model, params, responses.Draws(_shapes(samples), (1, 2)), partial(_take, samples))
     responses.check_source(source, "numpyro")
+    params = getattr(source, "averaged_params", {}) | params
     responses.check_model(model, "a guide")
     takes_medians = responses.takes_medians(source, scheme, num_draws)
     draw = _guide_draw(source, params, seed, args, kwargs)
     if takes_medians:
-        samples = {name: value[None] for name, value in _medians(source, params).items()}
+        samples = {name: value[None] for name, value in _medians(source, params, args, kwargs).items()}
         return Origin(model, params, responses.Draws(_shapes(samples), (1,)), partial(_take, samples))
     several = jax.jit(jax.vmap(draw))
     total = 1 if scheme == "stochastic" else num_draws or responses.GUIDE_DRAWS
@@ -100,10 +102,10 @@ def _guide_draw(guide: Callable, params: dict[str, Any], seed: int, args: tuple,
     return draw
 
 
-def _medians(guide: Any, params: dict[str, Any]) -> dict[str, Array]:
+def _medians(guide: Any, params: dict[str, Any], args: tuple, kwargs: dict) -> dict[str, Array]:
     """Medians by site, in the user's coordinates."""
     try:
-        found = guide.median(params)
+        found = guide.median(params, *args, **kwargs) if isinstance(guide, AveragedGuide) else guide.median(params)
     except NotImplementedError:
         found = {}
     sites = getattr(guide, "prototype_trace", {})

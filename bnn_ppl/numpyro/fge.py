@@ -20,6 +20,7 @@ import numpy as np
 from jax import Array, random
 from numpyro import handlers
 
+from bnn_ppl import averages
 from bnn_ppl.numpyro.snapshots import SnapshotState, SnapshotSVI
 from bnn_ppl.schedules import check_count
 
@@ -111,6 +112,11 @@ class FGE(SnapshotSVI):
         -------
         dict
             By site, in the user's coordinates and the order of the run, shapes (snapshots, ...).
+
+        Raises
+        ------
+        ValueError
+            Before the first snapshot, and for a model with ``param`` sites of its own, which differ between snapshots.
         """
 
         def draw(number: Array, params: dict) -> dict[str, Array]:
@@ -125,7 +131,18 @@ class FGE(SnapshotSVI):
             return {n: s["value"] for n, s in latent.items() if not s["infer"].get("is_auxiliary")}
 
         params = self.snapshot_params(svi_state)
+        with (
+            handlers.block(),
+            handlers.trace() as sites,
+            handlers.seed(rng_seed=random.key(0)),
+            handlers.substitute(data=self.get_params(svi_state)),
+        ):
+            self._bare_guide(*args, **self._of_guide(kwargs))
+        averages.check_of_guide([name for name in params if name not in sites])
         return jax.vmap(draw)(jnp.arange(len(self._rows(svi_state))), params)
+
+    def _check_kept(self, kept: Any) -> None:
+        averages.check_state("num_snapshots", len(jax.tree.leaves(kept)[0]), self.num_snapshots)
 
     def _rows(self, svi_state: SnapshotState) -> np.ndarray:
         """Where the snapshots are, the earliest first."""

@@ -113,6 +113,8 @@ class HWASVI(SnapshotSVI):
         **host: Any,
     ):
         averages.check_averaging(covariance, rank, multiplier)
+        if multiplier is not None:
+            _check_traceable(multiplier)
         super().__init__(
             model,
             guide,
@@ -168,6 +170,11 @@ class HWASVI(SnapshotSVI):
             jax.tree.map(to_mean, kept.within, {name: law.variance for name, law in laws.items()}),
             {name: kept.columns[name].at[number % self.rank].set(value) for name, value in deviations.items()},
         )
+
+    def _check_kept(self, kept: Averages) -> None:
+        rank = len(next(iter(kept.columns.values()))) if kept.columns else None
+        averages.check_state("rank", rank, self.rank if self.covariance == "low_rank" else None)
+        averages.check_state("averaged sites", sorted(kept.mean), sorted(self._supports))
 
     def averaged_params(self, svi_state: SnapshotState) -> dict[str, Any]:
         """Averages of the ``param`` sites of model and guide, taken in unconstrained coordinates, in the user's.
@@ -240,3 +247,13 @@ class HWASVI(SnapshotSVI):
     def averaging_weights(self, svi_state: SnapshotState) -> np.ndarray:
         """Weights of the snapshots in the average, shape (snapshots,)."""
         return averages.weights_in_mean(self.multiplier, int(svi_state.num_snapshots))
+
+
+def _check_traceable(multiplier: Callable) -> None:
+    try:
+        jax.eval_shape(multiplier, jnp.int32(1))
+    except jax.errors.JAXTypeError as error:
+        raise ValueError(
+            f"multiplier={multiplier!r} looks at the value of its argument, which is compiled: write it with "
+            "jax.numpy, as in lambda n: jnp.maximum(1 / (n + 1), 0.1)"
+        ) from error

@@ -46,11 +46,15 @@ def find_laws(
     `moved` are other values of the parameters: a transform that changes with them has no fixed coordinates.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, args, kwargs))):
-        raise ValueError("init looks at the sites of the guide and cannot be compiled: call it outside jax.jit")
+        raise ValueError(
+            "init looks at the sites of the guide and cannot be compiled: call it outside jax.jit and jax.vmap, or "
+            "take covariance='parameters'"
+        )
     with validation_enabled(False):
         drawn = _trace(guide, params, args, kwargs)
         # Without numbers in any draw, what is not a number now depends on one.
         hidden = _trace(_HideDraws(guide), params, args, kwargs)
+        other = _trace(guide, params, *jax.tree.map(_shifted, (args, kwargs)))
         seen = trace(seed_handler(substitute(replay(model, drawn), data=dict(params)), random.key(0)))
         latent = seen.get_trace(*args, **kwargs)
         before, after = _transformed(drawn), _transformed(_trace(guide, moved, args, kwargs))
@@ -75,10 +79,23 @@ def find_laws(
             refused[name] = f"lies in the subsampled plate {subsampled[0]!r}, so that its law changes with the rows"
         elif name in before and not jnp.array_equal(before[name], after[name]):
             refused[name] = "lies behind a transform with parameters"
+        elif not _same(site["fn"], other[name]["fn"]):
+            refused[name] = "has a law that depends on the arguments of the guide"
         else:
             support = latent[name]["fn"].support if name in latent else constraints.real
             supports[name] = support if isinstance(base, dist.Delta) else None
     return Found(supports, refused)
+
+
+def _shifted(value: Any) -> Any:
+    """Another value of an argument, if it has floating-point numbers."""
+    real = isinstance(value, jax.Array | np.ndarray) and jnp.issubdtype(value.dtype, jnp.floating)
+    return value + 1 if real else value
+
+
+def _same(one: Any, other: Any) -> bool:
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(jnp.array_equal(a, b) for a, b in pairs)
 
 
 def read_laws(

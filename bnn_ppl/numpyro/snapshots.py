@@ -53,6 +53,7 @@ class SnapshotSVI(SVI):
         if learning_rate is not None:
             averages.check_learning_rate(learning_rate, start, cycle_length)
         self._bare_guide = getattr(guide, UNMARKED, guide)  # laws are read and averaged without local noise
+        self.learning_rate = learning_rate
         self.start = start
         self.cycle_length = cycle_length
         self._first = averages.first_snapshot(start, cycle_length)
@@ -60,6 +61,10 @@ class SnapshotSVI(SVI):
 
     def _empty(self, params: dict, args: tuple, kwargs: dict) -> Any:
         """What is kept before the first snapshot; `params` are unconstrained, the arguments those of the guide."""
+        raise NotImplementedError
+
+    def _check_kept(self, kept: Any) -> None:
+        """Raise a ValueError for what another object has kept, with other settings."""
         raise NotImplementedError
 
     def _add(self, kept: Any, number: Array, params: dict, args: tuple, kwargs: dict) -> Any:
@@ -107,12 +112,13 @@ class SnapshotSVI(SVI):
         before = 0 if init_state is None else init_state.optim_state[0]
         if not isinstance(before, jax.core.Tracer):
             averages.warn_no_snapshot(int(before), num_steps, self.start, self.cycle_length)
-        if init_state is None or not isinstance(init_state, SnapshotState):
+            self._warn_of_rates(int(before), num_steps)
+        state = init_state
+        if not isinstance(init_state, SnapshotState) or self.constrain_fn is None:
             state = self.init(rng_key, *args, init_params=init_params, **kwargs)
             if init_state is not None:
                 state = state._replace(**init_state._asdict())
-        else:
-            state = init_state
+        self._check_kept(state.kept)
         if stable_update:  # which steps are taken back is known on the device only
             options = {"progress_bar": progress_bar, "stable_update": True, "init_state": state}
             forward = {"forward_mode_differentiation": forward_mode_differentiation}
@@ -128,6 +134,14 @@ class SnapshotSVI(SVI):
         loop = self._with_bar if progress_bar else self._compiled
         state, losses = loop(advance, add, state, num_steps)
         return SVIRunResult(self.get_params(state), state, losses)
+
+    def _warn_of_rates(self, before: int, num_steps: int) -> None:
+        if self.learning_rate is None:
+            return
+        next_one = self._first + max(-(-(before + 1 - self._first) // self.cycle_length), 0) * self.cycle_length
+        for step in range(next_one, before + num_steps + 1, self.cycle_length):
+            if averages.warn_changed_rate(self.learning_rate, self._first, step):
+                break
 
     def _with_bar(
         self, advance: Callable, add: Callable, state: SnapshotState, num_steps: int
@@ -195,6 +209,7 @@ class SnapshotSVI(SVI):
         return (step >= self._first) & ((step - self._first) % self.cycle_length == 0)
 
     def _look(self, before: SnapshotState, state: SVIState, args: tuple, kwargs: dict) -> SnapshotState:
+        self._check_kept(before.kept)
         step = state.optim_state[0]
         due = self._is_due(step) & (step != before.optim_state[0])
 
@@ -207,6 +222,9 @@ class SnapshotSVI(SVI):
 
     def _check_taken(self, svi_state: SnapshotState) -> int:
         """Number of snapshots; a ValueError without any."""
+        if self.constrain_fn is None:
+            raise ValueError("this object does not know the parameters yet: call its init or run first")
+        self._check_kept(svi_state.kept)
         count = int(svi_state.num_snapshots)
         averages.check_taken(count, int(svi_state.optim_state[0]), self.start, self.cycle_length)
         return count

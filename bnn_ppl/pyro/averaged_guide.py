@@ -1,7 +1,7 @@
 """A guide with other laws of its sites, or other parameters: what weight averaging gives back."""
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pyro
@@ -9,8 +9,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from bnn_ppl.pyro.draws import HoldParams
-from bnn_ppl.pyro.site_laws import Law, ReplaceLaws, aside, joint_law, split
+from bnn_ppl.pyro.results import HoldParams
+from bnn_ppl.pyro.site_laws import Law, ReplaceLaws, aside, joint_law, no_new_parameters, split
 
 
 class AveragedGuide:
@@ -21,7 +21,7 @@ class AveragedGuide:
     guide
         The guide as it was trained.
     params
-        Averages of its parameters, in the user's coordinates.
+        Averages of the ``param`` sites of model and guide, in the user's coordinates, kept as `averaged_params`.
     laws
         Laws in the place of those of its sites, in unconstrained coordinates.
     columns
@@ -40,7 +40,7 @@ class AveragedGuide:
         supports: Mapping[str, Any],
     ):
         self._guide = guide
-        self._params = dict(params)
+        self.averaged_params = dict(params)
         self._laws = dict(laws)
         self._joint = None if columns is None else joint_law(laws, columns)
         self._supports = supports
@@ -54,18 +54,25 @@ class AveragedGuide:
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Medians of the latent sites, in the user's coordinates."""
+        if not self._laws:
+            if not hasattr(self._guide, "median"):
+                raise NotImplementedError("the guide has no median")
+            with aside(), self._held():
+                return {name: value.clone() for name, value in self._guide.median(*args, **kwargs).items()}
         with aside(), poutine.trace() as sites:
             self._run({name: law.mean for name, law in self._laws.items()}, args, kwargs)
         latent = {n: sites.trace.nodes[n] for n in sites.trace.stochastic_nodes}
         return {n: s["value"] for n, s in latent.items() if not s["infer"].get("is_auxiliary")}
 
     def _run(self, values: Mapping[str, Tensor] | None, args: tuple, kwargs: dict) -> Any:
-        # Nobody outside sees the parameters. Out of its context a module has its own, whatever these say.
-        with (
-            poutine.block(hide_types=["param"]),
-            ReplaceLaws(self._laws, self._supports, values),
-            HoldParams(self._params),
-            getattr(self._guide, "_pyro_context", nullcontext()),
-            torch.no_grad(),
-        ):
+        with ReplaceLaws(self._laws, self._supports, values), self._held():
             return self._guide(*args, **kwargs)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """With the averaged parameters, which nobody outside sees."""
+        # Out of its context a module has its own parameters, whatever these say.
+        context = getattr(self._guide, "_pyro_context", nullcontext())
+        held = HoldParams(self.averaged_params)
+        with no_new_parameters(), poutine.block(hide_types=["param"]), held, context, torch.no_grad():
+            yield

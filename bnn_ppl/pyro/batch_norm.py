@@ -29,7 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from bnn_ppl import batch_norm
-from bnn_ppl.pyro.draws import HoldParams
+from bnn_ppl.pyro.results import HoldParams
 
 
 def update_batch_norm(

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from pyro import poutine
 from pyro.infer import MCMC
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from bnn_ppl import responses
+from bnn_ppl.pyro.results import HoldParams
 from bnn_ppl.pyro.results import read as read_mcmc
 
 
@@ -59,6 +59,7 @@ def origin_of(
         samples = {name: v if isinstance(v, Tensor) else torch.as_tensor(np.asarray(v)) for name, v in source.items()}
         return Origin(model, params, responses.Draws(_shapes(samples), (1, 2)), samples, partial(_take, samples))
     responses.check_source(source, "pyro")
+    params = getattr(source, "averaged_params", {}) | params
     responses.check_model(model, "a guide")
     responses.check_trained(source)
     if responses.takes_medians(source, scheme, num_draws):
@@ -81,30 +82,6 @@ def _shapes(samples: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def _take(samples: Mapping[str, Tensor], names: list[str], *index: np.ndarray) -> dict[str, Tensor]:
     return {name: samples[name][tuple(map(torch.as_tensor, index))] for name in names}
-
-
-class HoldParams(Messenger):
-    """Give param sites their values, where these are known; the others have theirs from Pyro's store."""
-
-    def __init__(self, held: Mapping[str, Any]):
-        super().__init__()
-        self.held = held
-        self._own: list[tuple[torch.nn.Parameter, Tensor]] = []
-
-    def _pyro_param(self, msg: dict) -> None:
-        if msg["name"] not in self.held:
-            return
-        msg["value"], msg["done"] = self.held[msg["name"]], True
-        start = msg["args"][1] if len(msg["args"]) > 1 else None
-        if isinstance(start, torch.nn.Parameter):  # modules tell of these, and read their own all the same
-            self._own.append((start, start.data))
-            start.data = torch.as_tensor(msg["value"]).detach()
-
-    def __exit__(self, *error: Any) -> None:
-        for parameter, data in reversed(self._own):
-            parameter.data = data
-        self._own.clear()
-        super().__exit__(*error)
 
 
 def _guide_draw(

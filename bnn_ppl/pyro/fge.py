@@ -20,7 +20,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from bnn_ppl.pyro.draws import HoldParams
+from bnn_ppl import averages
+from bnn_ppl.pyro.results import HoldParams
 from bnn_ppl.pyro.site_laws import aside
 from bnn_ppl.pyro.snapshots import SnapshotSVI
 from bnn_ppl.schedules import check_count
@@ -86,6 +87,8 @@ class FGE(SnapshotSVI):
     ) -> list[dict[str, Tensor]]:
         return [*kept, {name: value.clone() for name, value in params.items()}][-self.num_snapshots :]
 
+    _settings = (*SnapshotSVI._settings, "num_snapshots")
+
     def snapshot_params(self) -> dict[str, Tensor]:
         """Values of the ``param`` sites at the snapshots, in the user's coordinates, shapes (snapshots, ...)."""
         self._check_taken()
@@ -104,16 +107,23 @@ class FGE(SnapshotSVI):
         -------
         dict
             By site, in the user's coordinates and the order of the run, shapes (snapshots, ...).
+
+        Raises
+        ------
+        ValueError
+            Before the first snapshot, and for a model with ``param`` sites of its own, which differ between snapshots.
         """
         self._check_taken()
-        draws = []
+        draws, names = [], set()
         with aside(), getattr(self._bare_guide, "_pyro_context", nullcontext()):
             torch.manual_seed(0)
             for params in self._kept:
                 with HoldParams(self._constrained(params)):
                     sites = poutine.trace(self._bare_guide).get_trace(*args, **kwargs)
+                names |= set(sites.param_nodes)
                 latent = {name: sites.nodes[name] for name in sites.stochastic_nodes}
                 draws.append({n: s["value"].clone() for n, s in latent.items() if not s["infer"].get("is_auxiliary")})
+        averages.check_of_guide([name for name in self._kept[0] if name not in names])
         return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
     def averaging_weights(self) -> np.ndarray:

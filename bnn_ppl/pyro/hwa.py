@@ -150,6 +150,7 @@ class HWASVI(SnapshotSVI):
         return Averages(averaged, mean, spread, within, kept.columns)
 
     _own = (*SnapshotSVI._own, "_supports")
+    _settings = (*SnapshotSVI._settings, "covariance", "rank")
 
     def averaged_params(self) -> dict[str, Tensor]:
         """Averages of the ``param`` sites of model and guide, taken in unconstrained coordinates, in the user's."""

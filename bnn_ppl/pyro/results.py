@@ -113,13 +113,36 @@ def random_state_kept() -> Iterator[None]:
         yield
 
 
-class Replay(Messenger):
+class HoldParams(Messenger):
+    """Give param sites their values, where these are known; the others have theirs from Pyro's store."""
+
+    def __init__(self, held: Mapping[str, Any]):
+        super().__init__()
+        self.held = held
+        self._own: list[tuple[torch.nn.Parameter, Tensor]] = []
+
+    def _pyro_param(self, msg: dict) -> None:
+        if msg["name"] not in self.held:
+            return
+        msg["value"], msg["done"] = self.held[msg["name"]], True
+        start = msg["args"][1] if len(msg["args"]) > 1 else None
+        if isinstance(start, torch.nn.Parameter):  # modules tell of these, and read their own all the same
+            self._own.append((start, start.data))
+            start.data = torch.as_tensor(msg["value"]).detach()
+
+    def __exit__(self, *error: Any) -> None:
+        for parameter, data in reversed(self._own):
+            parameter.data = data
+        self._own.clear()
+        super().__exit__(*error)
+
+
+class Replay(HoldParams):
     """Put values, held parameters and rows of the plates into a model."""
 
     def __init__(self, values: Mapping[str, Tensor], held: Mapping[str, Any], rows: Mapping[str, np.ndarray]):
-        super().__init__()
+        super().__init__(held)
         self.values = values
-        self.held = held
         self.rows = rows
 
     def trace(self, model: Any, args: tuple, kwargs: dict) -> poutine.Trace:
@@ -131,10 +154,6 @@ class Replay(Messenger):
         """Sites of the model; plates without rows have all of them."""
         with any_number_of_rows():
             return dict(self.trace(model, args, kwargs).nodes)
-
-    def _pyro_param(self, msg: dict) -> None:
-        if msg["name"] in self.held:
-            msg["value"], msg["done"] = self.held[msg["name"]], True
 
     def _pyro_sample(self, msg: dict) -> None:
         name, fn = msg["name"], msg["fn"]

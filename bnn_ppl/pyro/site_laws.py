@@ -18,8 +18,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import ComposeTransform, biject_to, constraints
 from torch.distributions import TransformedDistribution as TorchTransformed
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils._pytree import tree_map
 
-from bnn_ppl.pyro.draws import HoldParams
+from bnn_ppl.pyro.results import HoldParams, random_state_kept
 
 _VECTORS = (dist.MultivariateNormal, dist.LowRankMultivariateNormal)
 
@@ -40,9 +42,39 @@ class Found(NamedTuple):
 
 @contextmanager
 def aside() -> Iterator[None]:
-    """Run models without a trace elsewhere: no gradients, checks or messages, and the random state is put back."""
-    with torch.no_grad(), torch.random.fork_rng(), poutine.block(), pyro.validation_enabled(False):
+    """Run models without a trace elsewhere.
+
+    No gradients, checks or messages; torch's random state, the buffers of modules and the names in Pyro's parameter
+    store are put back.
+    """
+    buffers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def keep(module: torch.nn.Module, args: Any) -> None:
+        for buffer in module._buffers.values():
+            if buffer is not None and id(buffer) not in buffers:
+                buffers[id(buffer)] = buffer, buffer.clone()
+
+    with random_state_kept(), poutine.block():
+        hook = register_module_forward_pre_hook(keep)
+        try:
+            with no_new_parameters():
+                yield
+        finally:
+            hook.remove()
+            for buffer, before in buffers.values():
+                buffer.copy_(before)
+
+
+@contextmanager
+def no_new_parameters() -> Iterator[None]:
+    """Take parameters out of Pyro's store again that came into it."""
+    store = pyro.get_param_store()
+    before = set(store.keys())
+    try:
         yield
+    finally:
+        for name in set(store.keys()) - before:
+            del store[name]
 
 
 def find_laws(model: Callable, guide: Callable, moved: Mapping[str, Tensor], args: tuple, kwargs: dict) -> Found:
@@ -59,7 +91,15 @@ def find_laws(model: Callable, guide: Callable, moved: Mapping[str, Tensor], arg
             after = _transformed(poutine.trace(guide).get_trace(*args, **kwargs).nodes)
         # Without numbers in any draw, what is not a number now depends on one.
         with _HideDraws():
-            hidden = poutine.trace(guide).get_trace(*args, **kwargs)
+            try:
+                hidden = poutine.trace(guide).get_trace(*args, **kwargs)
+            except RuntimeError as error:
+                raise ValueError(
+                    "the guide computes laws from draws of other sites, in a way that needs numbers: take "
+                    "covariance='parameters', which averages the parameters of any guide"
+                ) from error
+        torch.manual_seed(0)
+        other = poutine.trace(guide).get_trace(*tree_map(_shifted, args), **tree_map(_shifted, kwargs)).nodes
         latent = poutine.trace(poutine.replay(model, drawn)).get_trace(*args, **kwargs).nodes
     supports, refused = {}, {}
     for name, site in hidden.nodes.items():
@@ -78,10 +118,17 @@ def find_laws(model: Callable, guide: Callable, moved: Mapping[str, Tensor], arg
             refused[name] = f"lies in the subsampled plate {subsampled[0]!r}, so that its law changes with the rows"
         elif name in before and not torch.equal(before[name], after[name]):
             refused[name] = "lies behind a transform with parameters"
+        elif not all(map(torch.equal, _tensors(site["fn"]), _tensors(other[name]["fn"]))):
+            refused[name] = "has a law that depends on the arguments of the guide"
         else:
             support = latent[name]["fn"].support if name in latent else constraints.real
             supports[name] = support if isinstance(base, dist.Delta) else None
     return Found(supports, refused)
+
+
+def _shifted(value: Any) -> Any:
+    """Another value of an argument, if it has floating-point numbers."""
+    return value + 1 if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def read_laws(supports: Mapping[str, Any], guide: Callable, args: tuple, kwargs: dict) -> dict[str, Law]:
@@ -204,5 +251,6 @@ def joint_law(laws: Mapping[str, Law], columns: Mapping[str, Tensor]) -> dist.Lo
 
 def split(vector: Tensor, laws: Mapping[str, Law]) -> dict[str, Tensor]:
     """Parts of a vector that belong to the sites."""
-    parts = vector.split([law.mean.numel() for law in laws.values()])
-    return {name: part.view(law.mean.shape) for (name, law), part in zip(laws.items(), parts, strict=True)}
+    parts = vector.split([law.mean.numel() for law in laws.values()], -1)
+    pairs = zip(laws.items(), parts, strict=True)
+    return {name: part.reshape(vector.shape[:-1] + law.mean.shape) for (name, law), part in pairs}

@@ -3,7 +3,7 @@
 The path itself is that of the host's ``SVI``, bit for bit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import SVI
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import transform_to
 
@@ -41,6 +42,7 @@ class SnapshotSVI(SVI):
             averages.check_learning_rate(learning_rate, start, cycle_length)
         super().__init__(model, guide, optim, loss, **host)
         self._bare_guide = getattr(guide, UNMARKED, guide)  # laws are read and averaged without local noise
+        self.learning_rate = learning_rate
         self.start = start
         self.cycle_length = cycle_length
         self._first = averages.first_snapshot(start, cycle_length)
@@ -48,7 +50,8 @@ class SnapshotSVI(SVI):
         self._taken = 0
         self._count = 0
         self._kept: Any = None
-        self._names: set[str] = set()
+        self._constraints: dict[str, Any] = {}
+        self._warned = False
         self._random_state: dict[str, Any] | None = None
 
     def _empty(self, params: dict[str, Tensor], args: tuple, kwargs: dict) -> Any:
@@ -65,23 +68,41 @@ class SnapshotSVI(SVI):
         self._go_on(args, of_guide)
         with poutine.trace(param_only=True) as seen:
             loss = super().step(*args, **kwargs)
-        self._names |= set(seen.trace.nodes)
+        self._note(seen.trace.nodes)
         if self._kept is None:
             self._kept = self._empty(self._params(), args, of_guide)
         self._taken += 1
         if self._taken >= self._first and (self._taken - self._first) % self.cycle_length == 0:
+            self._warn_of_rate()
             self._kept = self._add(self._kept, self._count, self._params(), args, of_guide)
             self._count += 1
         return loss
 
+    def _note(self, names: Iterable[str]) -> None:
+        """Keep the constraints of parameters, of which compiled losses tell in the first step only."""
+        new = sorted(set(names) - set(self._constraints))
+        if new and self._kept is not None:
+            raise ValueError(
+                f"the param sites {new} came after the first step, and averages need all from there on: use them in "
+                "every step"
+            )
+        constraints = pyro.get_param_store().get_state()["constraints"]
+        self._constraints |= {name: constraints[name] for name in new}
+
     def _params(self) -> dict[str, Tensor]:
         """Unconstrained parameters of model and guide."""
         found = dict(pyro.get_param_store().named_parameters())
-        return {name: found[name].detach() for name in sorted(self._names)}
+        return {name: found[name].detach() for name in self._constraints}
 
     def _constrained(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        constraints = pyro.get_param_store().get_state()["constraints"]
-        return {name: transform_to(constraints[name])(value) for name, value in params.items()}
+        return {name: transform_to(self._constraints[name])(value) for name, value in params.items()}
+
+    def _warn_of_rate(self) -> None:
+        if self.learning_rate is None or self._warned:
+            return
+        used = [getattr(optim, "optimizer", optim).param_groups[0]["lr"] for optim in self.optim.optim_objs.values()]
+        self._warned = averages.warn_changed_rate(self.learning_rate, self._first, self._taken)
+        self._warned |= averages.warn_other_rate(self.learning_rate, self._taken, used[0])
 
     def _check_taken(self) -> int:
         """Number of snapshots; a ValueError without any."""
@@ -104,10 +125,12 @@ class SnapshotSVI(SVI):
                 "optim": self.optim.get_state(),
                 "random_state": _random_state(),
                 "own": {name: getattr(self, name) for name in self._own},
+                "settings": {name: getattr(self, name) for name in self._settings},
             }
         )
 
-    _own: tuple[str, ...] = ("_taken", "_count", "_kept", "_names")
+    _own: tuple[str, ...] = ("_taken", "_count", "_kept", "_constraints")
+    _settings: tuple[str, ...] = ("start", "cycle_length")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state, with the next step; a guide that has not run yet is set up there first.
@@ -116,7 +139,14 @@ class SnapshotSVI(SVI):
         ----------
         state
             From `state_dict`, of an object made with the same arguments. Pyro's parameter store is set to its.
+
+        Raises
+        ------
+        ValueError
+            If the state is of other settings.
         """
+        for name in self._settings:
+            averages.check_state(name, state["settings"].get(name), getattr(self, name))
         state = deepcopy(state)
         store = pyro.get_param_store()
         here = dict(store.named_parameters())
@@ -134,11 +164,24 @@ class SnapshotSVI(SVI):
     def _go_on(self, args: tuple, kwargs: dict) -> None:
         if self._random_state is None:
             return
-        with aside():
-            self._bare_guide(*args, **kwargs)
+        with aside(), _IntoModules():
+            guide = poutine.trace(self._bare_guide).get_trace(*args, **kwargs)
+            poutine.replay(self.model, guide)(*args, **kwargs)
         torch.set_rng_state(self._random_state["cpu"])
         torch.cuda.set_rng_state_all(self._random_state["cuda"])
         self._random_state = None
+
+
+class _IntoModules(Messenger):
+    """Put values of Pyro's store into modules that were made anew, and their parameters into the store."""
+
+    def _pyro_param(self, msg: dict) -> None:
+        store, name = pyro.get_param_store(), msg["name"]
+        start = msg["args"][1] if len(msg["args"]) > 1 else None
+        known = dict(store.named_parameters()).get(name)
+        if isinstance(start, torch.nn.Parameter) and known is not None and known is not start:
+            start.copy_(known)
+            del store[name]
 
 
 def _random_state() -> dict[str, Any]:

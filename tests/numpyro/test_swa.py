@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import random
 from numpyro.infer import Trace_ELBO
 from numpyro.infer.autoguide import AutoDelta
 
@@ -57,8 +58,9 @@ def test_bad_input(cls):
     pair = model, AutoDelta(model), HOST.adam(0.1), Trace_ELBO()
     with pytest.raises(ValueError, match="cycle_length must be an integer of at least 1, got 0"):
         cls(*pair, start=1, cycle_length=0)
+    svi = cls(*pair, start=5, cycle_length=5, learning_rate=LinearRamp(0.1, 0.01, 100))
     with pytest.warns(UserWarning, match="learning_rate is .* at the first snapshot"):
-        cls(*pair, start=5, cycle_length=5, learning_rate=LinearRamp(0.1, 0.01, 100))
+        svi.run(random.key(0), 10, *averaged.data(HOST), progress_bar=False)
     if cls is SWAG:
         with pytest.raises(ValueError, match="rank must be at least 2, for one deviation tells no covariance, got 1"):
             cls(*pair, start=1, cycle_length=1, rank=1)

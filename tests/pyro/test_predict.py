@@ -21,7 +21,7 @@ from pyro.nn import PyroModule, PyroSample
 from torch.distributions import constraints
 
 from bnn_ppl.pyro import SGHMC, SGLD, predict, priors, random_torch_module
-from bnn_ppl.pyro.draws import HoldParams
+from bnn_ppl.pyro.results import HoldParams
 
 N, B, TEST = 40, 8, 13
 RNG = np.random.default_rng(0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoDelta
+from pyro.optim import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from bnn_ppl.pyro import SWA, SWAG
@@ -63,8 +64,14 @@ def test_bad_input(cls):
     pair = model, AutoDelta(model), HOST.adam(0.1), Trace_ELBO()
     with pytest.raises(ValueError, match="cycle_length must be an integer of at least 1, got 0"):
         cls(*pair, start=1, cycle_length=0)
+    ramp = LinearRamp(0.1, 0.01, 100)
+    optim = LambdaLR({"optimizer": torch.optim.SGD, "optim_args": {"lr": 1.0}, "lr_lambda": ramp})
+    svi = cls(*pair[:2], optim, pair[-1], start=5, cycle_length=5, learning_rate=ramp)
+    for _ in range(9):
+        svi.step(*averaged.data(HOST))
+        optim.step()
     with pytest.warns(UserWarning, match="learning_rate is .* at the first snapshot"):
-        cls(*pair, start=5, cycle_length=5, learning_rate=LinearRamp(0.1, 0.01, 100))
+        svi.step(*averaged.data(HOST))
     if cls is SWAG:
         with pytest.raises(ValueError, match="rank must be at least 2, for one deviation tells no covariance, got 1"):
             cls(*pair, start=1, cycle_length=1, rank=1)
