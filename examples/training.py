@@ -15,7 +15,8 @@ import bnn_ppl
 from bnn_ppl.diagnostics import classification_scores
 
 BATCH_SIZE = 128
-SETTINGS = {"mlp": (0.1, 6.0), "lenet5": (0.05, 1.5)}  # learning rate and prior scale, chosen on --validation
+# Learning rate and prior scale, chosen on --validation; the VGG has those of LeNet-5.
+SETTINGS = {"mlp": (0.1, 6.0), "lenet5": (0.05, 1.5), "vgg": (0.05, 1.5)}
 
 
 def make_parser(description: str, **defaults: Any) -> argparse.ArgumentParser:
@@ -25,13 +26,13 @@ def make_parser(description: str, **defaults: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", type=Path, help="folder with the files of the data sets; without it from OpenML")
     parser.add_argument("--dataset", choices=("digits", "mnist", "fashion-mnist", "cifar10"), default="mnist")
-    parser.add_argument("--model", choices=("mlp", "lenet5"), default="mlp")
+    parser.add_argument("--model", choices=tuple(SETTINGS), default="mlp")
     parser.add_argument("--backend", choices=("numpyro", "pyro"), default="numpyro")
     parser.add_argument("--epochs", type=int, default=20, help="passes over the data of each chain")
     parser.add_argument("--chains", type=int, default=5, help="number of chains, and of networks in an ensemble")
-    parser.add_argument("--learning-rate", type=float, help="as of SGD on the mean loss; by default 0.1, LeNet-5 0.05")
+    parser.add_argument("--learning-rate", type=float, help="as of SGD on the mean loss; 0.1, convolutions 0.05")
     parser.add_argument("--momentum", type=float, default=0.9)
-    parser.add_argument("--prior-scale", type=float, help="weights are N(0, scale^2 / fan-in); 6, LeNet-5 1.5")
+    parser.add_argument("--prior-scale", type=float, help="weights are N(0, scale^2 / fan-in); 6, convolutions 1.5")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="by default the GPU where there is one")
     parser.add_argument("--validation", action="store_true", help="score a sixth of the training data instead")
@@ -79,7 +80,8 @@ def make_model(options: argparse.Namespace, images: Images) -> Any:
         return models.mlp_classification((100,), prior_scale=options.prior_scale)
     priors = import_module(f"bnn_ppl.{options.backend}").priors
     _, size, _, channels = images.x_train.shape
-    return models.lenet5(channels=channels, image_size=size, prior=priors.fan_in_normal(options.prior_scale))
+    make = {"lenet5": models.lenet5, "vgg": models.vgg}[options.model]
+    return make(channels=channels, image_size=size, prior=priors.fan_in_normal(options.prior_scale))
 
 
 def as_inputs(options: argparse.Namespace, x: np.ndarray) -> Any:
