@@ -25,6 +25,7 @@ KINDS = {"mixture": "HWA, diagonal", "low_rank": "HWA, low rank"}
 
 parser = make_parser(__doc__.partition("\n")[0], chains=5)
 parser.add_argument("--svi-rate", type=float, default=3e-3, help="Adam's learning rate, at the start of each epoch")
+parser.add_argument("--constant", action="store_true", help="keep that rate, and average where epochs end")
 parser.add_argument("--temperature", type=float, default=1.0, help="of the samplers; 1 is the posterior")
 parser.add_argument("--no-samplers", action="store_true", help="only the variational methods")
 options = parser.parse_args()
@@ -35,7 +36,8 @@ ours = import_module(f"bnn_ppl.{options.backend}")
 model = make_model(options, images)
 steps = max(len(images.x_train) // BATCH_SIZE, 1)
 start = max(options.epochs // 2, 1) * steps
-rate = CosineRestarts(options.svi_rate, steps, floor=options.svi_rate / 10)
+floor = options.svi_rate if options.constant else options.svi_rate / 10
+rate = CosineRestarts(options.svi_rate, steps, floor=floor)
 data = as_inputs(options, images.x_train), to_backend(options, images.y_train)
 snapshots = {"start": start, "cycle_length": steps, "learning_rate": rate}
 
@@ -183,12 +185,13 @@ for axes, found in ((top, curves), (bottom, losses)):
         lines = np.array(values)
         # Averages begin later, and samplers have two draws an epoch in the second half.
         epochs = options.epochs - (np.arange(lines.shape[1])[::-1]) / (2 if label in ("SGLD", "cSGHMC") else 1)
-        (line,) = axes.plot(epochs, lines.mean(0), label=label)
+        (line,) = axes.plot(epochs, lines.mean(0), marker=".", label=label)
         axes.fill_between(epochs, lines.min(0), lines.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
 top.set_ylabel("test accuracy (%)")
 bottom.set_ylabel("negative ELBO per training image (nats)")
 bottom.set_xlabel("epochs")
-top.legend()
+bottom.set_yscale("log")
+top.legend(loc="lower right")
 figure.suptitle(f"{options.model} on {options.dataset}, mean and range of {options.chains} runs")
 options.out.mkdir(exist_ok=True)
 figure.savefig(options.out / f"weight_averaging_{options.dataset}_{options.model}_{options.backend}.png", dpi=100)

@@ -44,8 +44,8 @@ class HWASVI(SnapshotSVI):
         ``AutoNormal``, ``AutoDiagonalNormal``, ``AutoLowRankMultivariateNormal``, ``AutoDelta``, the guides of this
         library, and those written by hand. With ``covariance="parameters"`` any guide is taken.
     start
-        Steps before the first snapshot, which is taken after that step. What anneals, such as the weight of the
-        divergence, must be over by then.
+        Steps before the first snapshot, which is taken after that step; as the optimiser counts them, so that a run
+        from a state goes on. What anneals, such as the weight of the divergence, must be over by then.
     cycle_length
         Steps from one snapshot to the next: an epoch at a constant learning rate, and a cycle of a cyclical one, with
         `start` where the rate is lowest.
@@ -217,7 +217,8 @@ class HWASVI(SnapshotSVI):
         """Guide with the averaged law, for ``Predictive``, ELBOs and `bnn_ppl.numpyro.predict`.
 
         It takes the arguments of the model, and has no parameters. ``param`` sites of the model have theirs from
-        `averaged_params`. A variance of 0, of a weight that never moved, is taken as 1e-30.
+        `averaged_params`, which `predict` takes by itself, and ``Predictive`` as ``params=``. A variance of 0, of a
+        weight that never moved, is taken as 1e-30.
 
         Parameters
         ----------

@@ -43,8 +43,8 @@ class HWASVI(SnapshotSVI):
         ``AutoNormal``, ``AutoDiagonalNormal``, ``AutoLowRankMultivariateNormal``, ``AutoDelta``, the guides of this
         library, and those written by hand. With ``covariance="parameters"`` any guide is taken.
     start
-        Steps before the first snapshot, which is taken after that step. What anneals, such as the weight of the
-        divergence, must be over by then.
+        Steps before the first snapshot, which is taken after that step; those of this object count, and of one whose
+        state was loaded. What anneals, such as the weight of the divergence, must be over by then.
     cycle_length
         Steps from one snapshot to the next: an epoch at a constant learning rate, and a cycle of a cyclical one, with
         `start` where the rate is lowest.
@@ -182,7 +182,8 @@ class HWASVI(SnapshotSVI):
         """Guide with the averaged law, for ``Predictive``, ELBOs and `bnn_ppl.pyro.predict`.
 
         It takes the arguments of the model, and has no parameters. ``param`` sites of the model have theirs from
-        `averaged_params`. A variance of 0, of a weight that never moved, is taken as 1e-30.
+        `averaged_params`, which `predict` takes by itself; ``Predictive`` and ELBOs have those of the last step, from
+        Pyro's store. A variance of 0, of a weight that never moved, is taken as 1e-30.
 
         Raises
         ------
