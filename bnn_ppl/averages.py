@@ -23,9 +23,8 @@ References
    generalization.
 """
 
-import numbers
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -76,13 +75,6 @@ def weights_in_mean(multiplier: Multiplier, count: int) -> np.ndarray:
     return weights
 
 
-def check_snapshots(start: Any, cycle_length: Any) -> None:
-    """Raise a ValueError unless these say after which steps snapshots fall."""
-    if isinstance(start, bool) or not isinstance(start, numbers.Integral) or start < 0:
-        raise ValueError(f"start must be an integer of at least 0, the steps before the first snapshot, got {start!r}")
-    check_count("cycle_length", cycle_length)
-
-
 def check_averaging(covariance: Any, rank: Any, multiplier: Any) -> None:
     """Raise a ValueError for an unknown covariance, a rank below 2, or weights outside (0, 1]."""
     check_choice("covariance", covariance, COVARIANCES)
@@ -105,24 +97,6 @@ def check_averaging(covariance: Any, rank: Any, multiplier: Any) -> None:
             )
 
 
-def check_state(name: str, given: Any, own: Any) -> None:
-    """Raise a ValueError for a state of a run with other settings."""
-    if given != own:
-        raise ValueError(
-            f"the state is of a run with {name}={given!r}, and this object has {name}={own!r}: make it with the "
-            "settings of the state"
-        )
-
-
-def check_of_guide(others: list[str]) -> None:
-    """Raise a ValueError for parameters that are not the guide's."""
-    if others:
-        raise ValueError(
-            f"the param sites {others} of the model differ between snapshots, and draws of latent sites lack them: "
-            "take snapshot_params, and predict(draw, ..., params=) with the values of each snapshot"
-        )
-
-
 def check_points(noisy: list[str]) -> None:
     """Raise a ValueError for a guide whose sites are more than points."""
     if noisy:
@@ -138,34 +112,6 @@ def check_moments(covariance: str) -> None:
         raise ValueError("covariance='parameters' averages parameters, and has no moments: see averaged_params")
 
 
-def first_snapshot(start: int, cycle_length: int) -> int:
-    """Number of steps after which the first snapshot falls: a start of 0 has taken no step yet."""
-    return start or cycle_length
-
-
-def check_taken(count: int, step: int, start: int, cycle_length: int) -> None:
-    """Raise a ValueError where there is nothing to average."""
-    if count == 0:
-        raise ValueError(
-            f"there is no snapshot to average after {step} steps: the first falls after step "
-            f"{first_snapshot(start, cycle_length)} (start={start}, cycle_length={cycle_length}); train for longer, "
-            "or start earlier"
-        )
-
-
-def warn_no_snapshot(before: int, steps: int, start: int, cycle_length: int) -> None:
-    """Warn before a run that takes no snapshot."""
-    first = first_snapshot(start, cycle_length)
-    last = before + steps - (before + steps - first) % cycle_length
-    if last <= before or last < first:
-        warnings.warn(
-            f"start={start}: the {steps} steps of this run end before a snapshot falls, so that it adds nothing to the "
-            "average",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
 def warn_few_columns(count: int, rank: int) -> None:
     """Warn where a low-rank covariance has fewer columns than it was asked for."""
     if count < rank:
@@ -177,92 +123,15 @@ def warn_few_columns(count: int, rank: int) -> None:
         )
 
 
-def check_learning_rate(learning_rate: Any, start: int, cycle_length: int) -> None:
-    """Look at the schedule of the optimiser around the first snapshot.
-
-    Parameters
-    ----------
-    learning_rate
-        A number, or a callable of the step, 0 for the first.
-    start, cycle_length
-        When snapshots fall.
-
-    Raises
-    ------
-    ValueError
-        If it is neither, or a value is out of range.
-
-    Warns
-    -----
-    UserWarning
-        If the rate comes back after a cycle and is lower in between.
-    """
-    first = first_snapshot(start, cycle_length) - 1
-    rate = _rate_at(learning_rate, first)
-    try:
-        cycle = range(first, first + cycle_length, max(cycle_length // 200, 1))
-        rates = {step: _rate_at(learning_rate, step) for step in (*cycle, first + cycle_length)}
-    except ValueError:  # a schedule that ends with the run
-        return
-    lowest = min(rates, key=rates.__getitem__)
-    if abs(rates[first + cycle_length] - rate) <= 1e-3 * rate and rates[lowest] < 0.9 * rate:
-        warnings.warn(
-            f"learning_rate is {rate:.3g} at the first snapshot (step {first}), and as low as {rates[lowest]:.3g} at "
-            f"step {lowest}: snapshots belong where a cycle is lowest, with start={lowest + 1}",
-            UserWarning,
-            stacklevel=4,
-        )
-
-
-def warn_changed_rate(learning_rate: Any, first: int, step: int) -> bool:
-    """Warn of a rate at a snapshot that is not that of the first one; steps count from 1. Whether it did."""
-    before, now = _rate_at(learning_rate, first - 1), _rate_at(learning_rate, step - 1)
-    if abs(now - before) <= 1e-3 * before:
-        return False
-    warnings.warn(
-        f"learning_rate is {before:.3g} at the first snapshot (step {first - 1}) and {now:.3g} at a later one (step "
-        f"{step - 1}): the average mixes laws of different learning rates. Start where the schedule is constant, or "
-        "make cycle_length that of the schedule",
-        UserWarning,
-        stacklevel=4,
-    )
-    return True
-
-
-def warn_other_rate(learning_rate: Any, step: int, used: float) -> bool:
-    """Warn of a rate that is not the schedule's; steps count from 1. Whether it did."""
-    expected = _rate_at(learning_rate, step - 1)
-    if abs(used - expected) <= 1e-3 * expected:
-        return False
-    warnings.warn(
-        f"learning_rate is {expected:.3g} at the snapshot after step {step}, and the optimiser used {used:.3g}: give "
-        "the schedule that it has, and call optim.step() after each svi.step",
-        UserWarning,
-        stacklevel=4,
-    )
-    return True
-
-
-def _rate_at(learning_rate: Any, step: int) -> float:
-    check_values("learning_rate", 1.0 if callable(learning_rate) else learning_rate, (), positive=True)
-    try:
-        value = float(learning_rate(step)) if callable(learning_rate) else float(learning_rate)
-    except Exception as error:
-        raise ValueError(
-            f"learning_rate must be a number or a callable of the step, got {learning_rate!r}, which fails at step "
-            f"{step} ({error}): give the schedule that the optimiser has"
-        ) from error
-    check_values("learning_rate", lambda _: value, (step,), positive=False)
-    return value
-
-
-def check_locations(found: Mapping[str, Any], refused: Mapping[str, str], covariance: str) -> None:
+def check_locations(found: Iterable[str], fixed: Iterable[str], refused: Mapping[str, str], covariance: str) -> None:
     """Raise a ValueError for a guide some sites of which have no location to average.
 
     Parameters
     ----------
     found
         Sites that have one.
+    fixed
+        Those of them whose location no parameter moves.
     refused
         By site, in words, why it has none.
     covariance
@@ -278,3 +147,17 @@ def check_locations(found: Mapping[str, Any], refused: Mapping[str, str], covari
             f"the guide has no latent site with a location, and covariance={covariance!r} averages locations: take "
             "covariance='parameters'"
         )
+    if fixed and covariance == "iterate":
+        raise ValueError(
+            f"no parameter of the guide moves the location of the sites {list(fixed)}, and covariance='iterate' has "
+            "the variance of locations alone, 0: take covariance='mixture', which has the guide's own variances"
+        )
+
+
+def no_median(guide: Any) -> str:
+    """Error text for the median of an average of parameters."""
+    return (
+        f"the guide {getattr(guide, '__name__', type(guide).__name__)}, whose parameters were averaged, has no median: "
+        "give lambda *args, **kwargs: averaged(*args, **kwargs) in the place of the averaged guide, for the means of "
+        "its draws"
+    )

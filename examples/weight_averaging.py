@@ -21,7 +21,7 @@ from bnn_ppl.diagnostics import classification_scores, predictive_entropy
 from bnn_ppl.schedules import CosineRestarts, Cyclical
 
 DRAWS = 20  # networks that a guide is predicted with
-KINDS = {"mixture": "HWA, diagonal", "low_rank": "HWA, low rank"}
+KINDS = {"mixture": "HWA, mixture", "low_rank": "HWA, low rank"}
 
 parser = make_parser(__doc__.partition("\n")[0], chains=5)
 parser.add_argument("--svi-rate", type=float, default=3e-3, help="Adam's learning rate, at the start of each epoch")
@@ -137,7 +137,7 @@ def sgld(model, *, step_size, friction, **arguments):
 
 
 def cyclical(model, *, step_size, temperature, steps_per_draw, **arguments):
-    """SGHMC with a cosine step size, two cycles in all; the last draws of each are kept."""
+    """SGHMC with a cosine step size in two cycles, the draws of the second of which are kept."""
     cycle = Cyclical(2 * step_size, options.epochs * steps_per_draw, exploration=0.5, draws_per_cycle=options.epochs)
     return ours.SGHMC(model, step_size=cycle, temperature=options.temperature, **arguments)
 

@@ -8,9 +8,10 @@ import optax
 import pytest
 import torch
 
-from bnn_ppl import averages
-from bnn_ppl.averages import add_to_mean, add_to_spread, check_learning_rate, weight_of, weights_in_mean
+from bnn_ppl import averages, snapshots
+from bnn_ppl.averages import add_to_mean, add_to_spread, weight_of, weights_in_mean
 from bnn_ppl.schedules import CosineRestarts, LinearRamp, Triangular
+from bnn_ppl.snapshots import check_learning_rate
 from tests import averaged
 
 RNG = np.random.default_rng(0)
@@ -101,7 +102,7 @@ def test_runs_without_a_snapshot(start, cycle_length):
             taken = averaged.steps_of(start or cycle_length, cycle_length, before + steps)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                averages.warn_no_snapshot(before, steps, start, cycle_length)
+                snapshots.warn_no_snapshot(before, steps, start, cycle_length)
             assert bool(caught) == (not any(step > before for step in taken))
 
 
@@ -129,10 +130,10 @@ def test_learning_rates():
         with pytest.warns(
             UserWarning, match=r"learning_rate is .* at the first snapshot \(step \d+\) and .* mixes laws"
         ):
-            assert averages.warn_changed_rate(rate, start, start + cycle_length)
-    assert not averages.warn_changed_rate(lambda step: 1e-9, 5, 50)
+            assert snapshots.warn_changed_rate(rate, start, start + cycle_length)
+    assert not snapshots.warn_changed_rate(lambda step: 1e-9, 5, 50)
     with pytest.warns(UserWarning, match="1e-08 at the first snapshot .* 1e-09 at a later one"):
-        averages.warn_changed_rate(lambda step: 1e-8 if step < 10 else 1e-9, 5, 50)
+        snapshots.warn_changed_rate(lambda step: 1e-8 if step < 10 else 1e-9, 5, 50)
     rates = [0.1] * 30
     check_learning_rate(lambda step: rates[step], 25, 10)  # ends with the run
     with pytest.raises(ValueError, match=r"learning_rate must be a number or a callable of the step.*fails at step 34"):

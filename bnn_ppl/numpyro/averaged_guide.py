@@ -7,6 +7,7 @@ import numpyro
 from jax import Array, random
 from numpyro import handlers
 
+from bnn_ppl import averages
 from bnn_ppl.numpyro.site_laws import Law, ReplaceLaws, joint_law, split
 
 
@@ -53,7 +54,7 @@ class AveragedGuide:
         """Medians of the latent sites, in the user's coordinates; `params` is what hosts' guides take, and not read."""
         if not self._laws:
             if not hasattr(self._guide, "median"):
-                raise NotImplementedError("the guide has no median")
+                raise ValueError(averages.no_median(self._guide))
             return self._guide.median(self.averaged_params)
         with handlers.block(), handlers.trace() as sites, handlers.seed(rng_seed=random.key(0)):
             self._run({name: law.mean for name, law in self._laws.items()}, args, kwargs)

@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array, random
 from numpyro import handlers
 
-from bnn_ppl import averages
+from bnn_ppl import snapshots
 from bnn_ppl.numpyro.snapshots import SnapshotState, SnapshotSVI
 from bnn_ppl.schedules import check_count
 
@@ -138,11 +138,11 @@ class FGE(SnapshotSVI):
             handlers.substitute(data=self.get_params(svi_state)),
         ):
             self._bare_guide(*args, **self._of_guide(kwargs))
-        averages.check_of_guide([name for name in params if name not in sites])
+        snapshots.check_of_guide([name for name in params if name not in sites])
         return jax.vmap(draw)(jnp.arange(len(self._rows(svi_state))), params)
 
     def _check_kept(self, kept: Any) -> None:
-        averages.check_state("num_snapshots", len(jax.tree.leaves(kept)[0]), self.num_snapshots)
+        snapshots.check_state("num_snapshots", len(jax.tree.leaves(kept)[0]), self.num_snapshots)
 
     def _rows(self, svi_state: SnapshotState) -> np.ndarray:
         """Where the snapshots are, the earliest first."""

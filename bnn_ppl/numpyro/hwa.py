@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bnn_ppl import averages
+from bnn_ppl import averages, snapshots
 from bnn_ppl.numpyro.averaged_guide import AveragedGuide
 from bnn_ppl.numpyro.site_laws import Law, find_laws, read_laws
 from bnn_ppl.numpyro.snapshots import SnapshotState, SnapshotSVI
@@ -136,7 +136,7 @@ class HWASVI(SnapshotSVI):
             held = self.constrain_fn(params)
             moved = self.constrain_fn(jax.tree.map(lambda x: x + 0.01, params))
             found = find_laws(self.model, self._bare_guide, held, moved, args, kwargs)
-            averages.check_locations(found.supports, found.refused, self.covariance)
+            averages.check_locations(found.supports, found.fixed, found.refused, self.covariance)
             self._supports = found.supports
             laws = read_laws(found.supports, self._bare_guide, held, args, kwargs)
 
@@ -173,8 +173,8 @@ class HWASVI(SnapshotSVI):
 
     def _check_kept(self, kept: Averages) -> None:
         rank = len(next(iter(kept.columns.values()))) if kept.columns else None
-        averages.check_state("rank", rank, self.rank if self.covariance == "low_rank" else None)
-        averages.check_state("averaged sites", sorted(kept.mean), sorted(self._supports))
+        snapshots.check_state("rank", rank, self.rank if self.covariance == "low_rank" else None)
+        snapshots.check_state("averaged sites", sorted(kept.mean), sorted(self._supports))
 
     def averaged_params(self, svi_state: SnapshotState) -> dict[str, Any]:
         """Averages of the ``param`` sites of model and guide, taken in unconstrained coordinates, in the user's.

@@ -32,9 +32,13 @@ class Law(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Sites of a guide that have a location, with the supports of points, and why the others have none."""
+    """Sites of a guide that have a location.
+
+    By site the support of a point, or None; those that no parameter moves; and why the others have none.
+    """
 
     supports: dict[str, Any]
+    fixed: list[str]
     refused: dict[str, str]
 
 
@@ -43,7 +47,8 @@ def find_laws(
 ) -> Found:
     """Which sites of a guide have a law of their own, which does not come from other sites' draws.
 
-    `moved` are other values of the parameters: a transform that changes with them has no fixed coordinates.
+    `moved` are other values of the parameters: a transform that changes with them has no fixed coordinates, and a
+    location that does not is no parameter's.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, args, kwargs))):
         raise ValueError(
@@ -57,7 +62,8 @@ def find_laws(
         other = _trace(guide, params, *jax.tree.map(_shifted, (args, kwargs)))
         seen = trace(seed_handler(substitute(replay(model, drawn), data=dict(params)), random.key(0)))
         latent = seen.get_trace(*args, **kwargs)
-        before, after = _transformed(drawn), _transformed(_trace(guide, moved, args, kwargs))
+        elsewhere = _trace(guide, moved, args, kwargs)
+        before, after = _transformed(drawn), _transformed(elsewhere)
     supports, refused = {}, {}
     for name, site in hidden.items():
         if site["type"] != "sample" or site["is_observed"]:
@@ -84,7 +90,8 @@ def find_laws(
         else:
             support = latent[name]["fn"].support if name in latent else constraints.real
             supports[name] = support if isinstance(base, dist.Delta) else None
-    return Found(supports, refused)
+    pairs = {n: (_law(drawn[n]["fn"], x).mean, _law(elsewhere[n]["fn"], x).mean) for n, x in supports.items()}
+    return Found(supports, [name for name, (here, there) in pairs.items() if jnp.array_equal(here, there)], refused)
 
 
 def _shifted(value: Any) -> Any:

@@ -14,7 +14,7 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIRunResult, SVIState
 from tqdm import trange
 
-from bnn_ppl import averages
+from bnn_ppl import snapshots
 from bnn_ppl.local_noise import UNMARKED
 from bnn_ppl.numpyro.annealed_elbo import AnnealedELBO
 from bnn_ppl.schedules import check_count
@@ -49,14 +49,13 @@ class SnapshotSVI(SVI):
         learning_rate: float | Callable | None,
         **host: Any,
     ):
-        averages.check_snapshots(start, cycle_length)
+        snapshots.check_snapshots(start, cycle_length)
         if learning_rate is not None:
-            averages.check_learning_rate(learning_rate, start, cycle_length)
+            snapshots.check_learning_rate(learning_rate, start, cycle_length)
         self._bare_guide = getattr(guide, UNMARKED, guide)  # laws are read and averaged without local noise
         self.learning_rate = learning_rate
         self.start = start
         self.cycle_length = cycle_length
-        self._first = averages.first_snapshot(start, cycle_length)
         super().__init__(model, guide, optim, loss, **host)
 
     def _empty(self, params: dict, args: tuple, kwargs: dict) -> Any:
@@ -111,7 +110,7 @@ class SnapshotSVI(SVI):
         check_count("num_steps", num_steps)
         before = 0 if init_state is None else init_state.optim_state[0]
         if not isinstance(before, jax.core.Tracer):
-            averages.warn_no_snapshot(int(before), num_steps, self.start, self.cycle_length)
+            snapshots.warn_no_snapshot(int(before), num_steps, self.start, self.cycle_length)
             self._warn_of_rates(int(before), num_steps)
         state = init_state
         if not isinstance(init_state, SnapshotState) or self.constrain_fn is None:
@@ -138,10 +137,9 @@ class SnapshotSVI(SVI):
     def _warn_of_rates(self, before: int, num_steps: int) -> None:
         if self.learning_rate is None:
             return
-        next_one = self._first + max(-(-(before + 1 - self._first) // self.cycle_length), 0) * self.cycle_length
-        for step in range(next_one, before + num_steps + 1, self.cycle_length):
-            if averages.warn_changed_rate(self.learning_rate, self._first, step):
-                break
+        first = snapshots.first_snapshot(self.start, self.cycle_length)
+        later = (step for step in range(first, before + num_steps + 1, self.cycle_length) if step > before)
+        any(snapshots.warn_changed_rate(self.learning_rate, first, step) for step in later)
 
     def _with_bar(
         self, advance: Callable, add: Callable, state: SnapshotState, num_steps: int
@@ -155,7 +153,7 @@ class SnapshotSVI(SVI):
             for i in bar:
                 svi_state, loss = advance(svi_state)
                 losses.append(loss)
-                if self._is_due(before + i):
+                if snapshots.is_due(before + i, self.start, self.cycle_length):
                     kept = add(svi_state, kept, count)
                     count += 1
                 if i % batch == 0:
@@ -169,7 +167,7 @@ class SnapshotSVI(SVI):
         self, advance: Callable, add: Callable, state: SnapshotState, num_steps: int
     ) -> tuple[SnapshotState, Array]:
         """In one program: loops of steps up to a snapshot or the end, one after another."""
-        before = state.optim_state[0]
+        before, first = state.optim_state[0], snapshots.first_snapshot(self.start, self.cycle_length)
         _, loss = jax.eval_shape(advance, SVIState(*state[:3]))
 
         def steps_up_to(end: Array, carry: tuple) -> tuple:
@@ -182,12 +180,10 @@ class SnapshotSVI(SVI):
         def part(carry: tuple, _: None) -> tuple[tuple, None]:
             svi_state, losses, kept, count = carry
             step = svi_state.optim_state[0]
-            to_next = jnp.where(
-                step < self._first, self._first - step, 1 + (self._first - step - 1) % self.cycle_length
-            )
+            to_next = jnp.where(step < first, first - step, 1 + (first - step - 1) % self.cycle_length)
             end = jnp.minimum(step + to_next, before + num_steps)
             svi_state, losses = steps_up_to(end, (svi_state, losses))
-            due = self._is_due(end) & (end > step)
+            due = snapshots.is_due(end, self.start, self.cycle_length) & (end > step)
             kept = lax.cond(due, add, lambda svi_state, kept, number: kept, svi_state, kept, count)
             return (svi_state, losses, kept, count + due), None
 
@@ -205,13 +201,10 @@ class SnapshotSVI(SVI):
         own = {"kl_weight"} if isinstance(self.loss, AnnealedELBO) else set()
         return {name: value for name, value in (kwargs | self.static_kwargs).items() if name not in own}
 
-    def _is_due(self, step: Any) -> Any:
-        return (step >= self._first) & ((step - self._first) % self.cycle_length == 0)
-
     def _look(self, before: SnapshotState, state: SVIState, args: tuple, kwargs: dict) -> SnapshotState:
         self._check_kept(before.kept)
         step = state.optim_state[0]
-        due = self._is_due(step) & (step != before.optim_state[0])
+        due = snapshots.is_due(step, self.start, self.cycle_length) & (step != before.optim_state[0])
 
         def add(kept: Any) -> Any:
             params = self.optim.get_params(state.optim_state)
@@ -226,11 +219,10 @@ class SnapshotSVI(SVI):
             raise ValueError("this object does not know the parameters yet: call its init or run first")
         self._check_kept(svi_state.kept)
         count = int(svi_state.num_snapshots)
-        averages.check_taken(count, int(svi_state.optim_state[0]), self.start, self.cycle_length)
+        snapshots.check_taken(count, int(svi_state.optim_state[0]), self.start, self.cycle_length)
         return count
 
     def snapshot_steps(self, svi_state: SnapshotState) -> np.ndarray:
         """Numbers of steps after which snapshots were taken, shape (snapshots,)."""
-        step = int(svi_state.optim_state[0])
-        last = step - (step - self._first) % self.cycle_length
-        return last - self.cycle_length * np.arange(int(svi_state.num_snapshots))[::-1]
+        step, count = int(svi_state.optim_state[0]), int(svi_state.num_snapshots)
+        return snapshots.steps_of(step, count, self.start, self.cycle_length)

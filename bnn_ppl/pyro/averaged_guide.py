@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from bnn_ppl import averages
 from bnn_ppl.pyro.results import HoldParams
 from bnn_ppl.pyro.site_laws import Law, ReplaceLaws, aside, joint_law, no_new_parameters, split
 
@@ -56,7 +57,7 @@ class AveragedGuide:
         """Medians of the latent sites, in the user's coordinates."""
         if not self._laws:
             if not hasattr(self._guide, "median"):
-                raise NotImplementedError("the guide has no median")
+                raise ValueError(averages.no_median(self._guide))
             with aside(), self._held():
                 return {name: value.clone() for name, value in self._guide.median(*args, **kwargs).items()}
         with aside(), poutine.trace() as sites:

@@ -20,7 +20,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from bnn_ppl import averages
+from bnn_ppl import snapshots
 from bnn_ppl.pyro.results import HoldParams
 from bnn_ppl.pyro.site_laws import aside
 from bnn_ppl.pyro.snapshots import SnapshotSVI
@@ -123,7 +123,7 @@ class FGE(SnapshotSVI):
                 names |= set(sites.param_nodes)
                 latent = {name: sites.nodes[name] for name in sites.stochastic_nodes}
                 draws.append({n: s["value"].clone() for n, s in latent.items() if not s["infer"].get("is_auxiliary")})
-        averages.check_of_guide([name for name in self._kept[0] if name not in names])
+        snapshots.check_of_guide([name for name in self._kept[0] if name not in names])
         return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
     def averaging_weights(self) -> np.ndarray:

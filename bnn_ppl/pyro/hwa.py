@@ -124,7 +124,7 @@ class HWASVI(SnapshotSVI):
         if self.covariance != "parameters":
             moved = self._constrained({name: value + 0.01 for name, value in params.items()})
             found = find_laws(self.model, self._bare_guide, moved, args, kwargs)
-            averages.check_locations(found.supports, found.refused, self.covariance)
+            averages.check_locations(found.supports, found.fixed, found.refused, self.covariance)
             self._supports = found.supports
             laws = read_laws(found.supports, self._bare_guide, args, kwargs)
 

@@ -34,9 +34,13 @@ class Law(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Sites of a guide that have a location, with the supports of points, and why the others have none."""
+    """Sites of a guide that have a location.
+
+    By site the support of a point, or None; those that no parameter moves; and why the others have none.
+    """
 
     supports: dict[str, Any]
+    fixed: list[str]
     refused: dict[str, str]
 
 
@@ -80,7 +84,8 @@ def no_new_parameters() -> Iterator[None]:
 def find_laws(model: Callable, guide: Callable, moved: Mapping[str, Tensor], args: tuple, kwargs: dict) -> Found:
     """Which sites of a guide have a law of their own, which does not come from other sites' draws.
 
-    `moved` are other values of the parameters: a transform that changes with them has no fixed coordinates.
+    `moved` are other values of the parameters: a transform that changes with them has no fixed coordinates, and a
+    location that does not is no parameter's.
     """
     with aside():
         torch.manual_seed(0)
@@ -88,7 +93,8 @@ def find_laws(model: Callable, guide: Callable, moved: Mapping[str, Tensor], arg
         before = _transformed(drawn.nodes)
         with HoldParams(moved), getattr(guide, "_pyro_context", nullcontext()):
             torch.manual_seed(0)
-            after = _transformed(poutine.trace(guide).get_trace(*args, **kwargs).nodes)
+            elsewhere = poutine.trace(guide).get_trace(*args, **kwargs).nodes
+            after = _transformed(elsewhere)
         # Without numbers in any draw, what is not a number now depends on one.
         with _HideDraws():
             try:
@@ -123,7 +129,8 @@ def find_laws(model: Callable, guide: Callable, moved: Mapping[str, Tensor], arg
         else:
             support = latent[name]["fn"].support if name in latent else constraints.real
             supports[name] = support if isinstance(base, dist.Delta) else None
-    return Found(supports, refused)
+    pairs = {n: (_law(drawn.nodes[n]["fn"], x).mean, _law(elsewhere[n]["fn"], x).mean) for n, x in supports.items()}
+    return Found(supports, [name for name, (here, there) in pairs.items() if torch.equal(here, there)], refused)
 
 
 def _shifted(value: Any) -> Any:

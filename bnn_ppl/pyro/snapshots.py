@@ -16,7 +16,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import transform_to
 
-from bnn_ppl import averages
+from bnn_ppl import snapshots
 from bnn_ppl.local_noise import UNMARKED
 from bnn_ppl.pyro.annealed_elbo import AnnealedELBO
 from bnn_ppl.pyro.site_laws import aside
@@ -37,15 +37,14 @@ class SnapshotSVI(SVI):
         learning_rate: float | Callable | None,
         **host: Any,
     ):
-        averages.check_snapshots(start, cycle_length)
+        snapshots.check_snapshots(start, cycle_length)
         if learning_rate is not None:
-            averages.check_learning_rate(learning_rate, start, cycle_length)
+            snapshots.check_learning_rate(learning_rate, start, cycle_length)
         super().__init__(model, guide, optim, loss, **host)
         self._bare_guide = getattr(guide, UNMARKED, guide)  # laws are read and averaged without local noise
         self.learning_rate = learning_rate
         self.start = start
         self.cycle_length = cycle_length
-        self._first = averages.first_snapshot(start, cycle_length)
         self._annealed = isinstance(loss, AnnealedELBO)
         self._taken = 0
         self._count = 0
@@ -72,7 +71,7 @@ class SnapshotSVI(SVI):
         if self._kept is None:
             self._kept = self._empty(self._params(), args, of_guide)
         self._taken += 1
-        if self._taken >= self._first and (self._taken - self._first) % self.cycle_length == 0:
+        if snapshots.is_due(self._taken, self.start, self.cycle_length):
             self._warn_of_rate()
             self._kept = self._add(self._kept, self._count, self._params(), args, of_guide)
             self._count += 1
@@ -101,23 +100,24 @@ class SnapshotSVI(SVI):
         if self.learning_rate is None or self._warned:
             return
         used = [getattr(optim, "optimizer", optim).param_groups[0]["lr"] for optim in self.optim.optim_objs.values()]
-        self._warned = averages.warn_changed_rate(self.learning_rate, self._first, self._taken)
-        self._warned |= averages.warn_other_rate(self.learning_rate, self._taken, used[0])
+        first = snapshots.first_snapshot(self.start, self.cycle_length)
+        self._warned = snapshots.warn_changed_rate(self.learning_rate, first, self._taken)
+        self._warned |= snapshots.warn_other_rate(self.learning_rate, self._taken, used[0])
 
     def _check_taken(self) -> int:
         """Number of snapshots; a ValueError without any."""
-        averages.check_taken(self._count, self._taken, self.start, self.cycle_length)
+        snapshots.check_taken(self._count, self._taken, self.start, self.cycle_length)
         return self._count
 
     def snapshot_steps(self) -> np.ndarray:
         """Numbers of steps after which snapshots were taken, shape (snapshots,)."""
-        last = self._taken - (self._taken - self._first) % self.cycle_length
-        return last - self.cycle_length * np.arange(self._count)[::-1]
+        return snapshots.steps_of(self._taken, self._count, self.start, self.cycle_length)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run stands: parameters, optimiser, what is kept of snapshots, and torch's random states.
 
-        ``torch.save`` it; `load_state_dict` then goes on bit for bit, in another process too.
+        ``torch.save`` it; `load_state_dict` then goes on bit for bit, in another process too. Buffers of modules, such
+        as running statistics, are not in it: save those with the modules.
         """
         return deepcopy(
             {
@@ -146,7 +146,7 @@ class SnapshotSVI(SVI):
             If the state is of other settings.
         """
         for name in self._settings:
-            averages.check_state(name, state["settings"].get(name), getattr(self, name))
+            snapshots.check_state(name, state["settings"].get(name), getattr(self, name))
         state = deepcopy(state)
         store = pyro.get_param_store()
         here = dict(store.named_parameters())

@@ -91,6 +91,35 @@ def test_resume_in_a_new_object():
     np.testing.assert_array_equal(found.state.kept.mean["w"], expected.state.kept.mean["w"])
 
 
+def scales(x, y=None):
+    """A guide without location parameters."""
+    scale = numpyro.param("scale", jnp.ones(2), constraint=dist.constraints.positive)
+    numpyro.sample("w", dist.Normal(jnp.zeros(2), scale).to_event(1))
+
+
+def test_guide_without_location_parameters():
+    """Its variances are averaged; a variance of locations it has not."""
+    with pytest.raises(ValueError, match=r"moves the location of the sites \['w'\], and covariance='iterate'"):
+        trained(HWASVI, linear, scales, covariance="iterate")
+    svi, state = trained(HWASVI, linear, scales, covariance="mixture")
+    mean, variance = svi.averaged_moments(state)["w"]
+    assert not mean.any()
+    assert (variance > 0.1).all()
+
+
+def test_guide_without_median():
+    svi, state = trained(HWASVI, linear, scales, covariance="parameters")
+    with pytest.raises(ValueError, match="the guide scales, whose parameters were averaged, has no median"):
+        predict(svi.averaged_guide(state), X, model=linear, scheme="deterministic")
+
+
+def test_snapshots_for_arviz():
+    svi, state = trained(FGE, linear, AutoDelta(linear), steps=8, num_snapshots=2)
+    tree = to_arviz(svi, svi_result=state, model_args=(X, Y))
+    np.testing.assert_array_equal(tree["posterior"]["w"].values[0], svi.snapshots(state, X, Y)["w"])
+    np.testing.assert_array_equal(tree["sample_stats"]["averaging_weight"].values, [[0.5, 0.5]])
+
+
 def test_guide_that_reads_its_arguments():
     def local(x, y=None):
         with numpyro.plate("rows", len(x)):

@@ -113,6 +113,35 @@ def test_resume_with_other_settings(cls, settings):
         other.load_state_dict(svi.state_dict())
 
 
+def scales(x, y=None):
+    """A guide without location parameters."""
+    scale = pyro.param("scale", torch.ones(2, dtype=x.dtype), constraint=dist.constraints.positive)
+    pyro.sample("w", dist.Normal(torch.zeros(2, dtype=x.dtype), scale).to_event(1))
+
+
+def test_guide_without_location_parameters():
+    """Its variances are averaged; a variance of locations it has not."""
+    with pytest.raises(ValueError, match=r"moves the location of the sites \['w'\], and covariance='iterate'"):
+        trained(HWASVI, linear, scales, steps=1, covariance="iterate")
+    pyro.clear_param_store()
+    mean, variance = trained(HWASVI, linear, scales, covariance="mixture").averaged_moments()["w"]
+    assert not mean.any()
+    assert (variance > 0.1).all()
+
+
+def test_guide_without_median():
+    svi = trained(HWASVI, linear, scales, covariance="parameters")
+    with pytest.raises(ValueError, match="the guide scales, whose parameters were averaged, has no median"):
+        predict(svi.averaged_guide(), X, model=linear, scheme="deterministic")
+
+
+def test_snapshots_for_arviz():
+    svi = trained(FGE, linear, AutoDelta(linear), steps=8, num_snapshots=2)
+    tree = to_arviz(svi, model_args=(X, Y))
+    np.testing.assert_array_equal(tree["posterior"]["w"].values[0], svi.snapshots(X, Y)["w"].numpy())
+    np.testing.assert_array_equal(tree["sample_stats"]["averaging_weight"].values, [[0.5, 0.5]])
+
+
 def test_guide_that_reads_its_arguments():
     def local(x, y=None):
         with pyro.plate("rows", len(x)):
