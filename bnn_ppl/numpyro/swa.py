@@ -30,6 +30,16 @@ class SWA(HWASVI):
     **host
         Static arguments of model and guide, as the host takes them.
 
+    Raises
+    ------
+    ValueError
+        As of `HWASVI`.
+
+    Warns
+    -----
+    UserWarning
+        As of `HWASVI`.
+
     Notes
     -----
     The running statistics of batch normalisation belong to the last weights: see `update_batch_norm`.
@@ -86,6 +96,11 @@ class SWAG(HWASVI):
     ------
     ValueError
         As of `HWASVI`, and for a guide with noise of its own, before the first snapshot.
+
+    Warns
+    -----
+    UserWarning
+        As of `HWASVI`.
 
     Notes
     -----

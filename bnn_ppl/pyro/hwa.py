@@ -66,8 +66,8 @@ class HWASVI(SnapshotSVI):
     Raises
     ------
     ValueError
-        If an argument is out of range; in the first step for a guide without locations; in `averaged_guide` before the
-        first snapshot.
+        If an argument is out of range; in the first step for a guide without locations, or, with ``"iterate"``,
+        without parameters that move them; in `averaged_guide` before the first snapshot.
 
     Warns
     -----

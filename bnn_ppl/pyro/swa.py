@@ -32,6 +32,16 @@ class SWA(HWASVI):
     **host
         Further arguments of the host's class.
 
+    Raises
+    ------
+    ValueError
+        As of `HWASVI`.
+
+    Warns
+    -----
+    UserWarning
+        As of `HWASVI`.
+
     Notes
     -----
     The running statistics of batch normalisation belong to the last weights: see `update_batch_norm`.
@@ -91,6 +101,11 @@ class SWAG(HWASVI):
     ------
     ValueError
         As of `HWASVI`, and for a guide with noise of its own, before the first snapshot.
+
+    Warns
+    -----
+    UserWarning
+        As of `HWASVI`.
 
     Notes
     -----

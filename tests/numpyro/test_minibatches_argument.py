@@ -377,7 +377,7 @@ def test_to_arviz(two_chains):
     assert tree["posterior"]["w"].shape == (2, 8, 2)
     assert tree["sample_stats"]["lp_minibatch"].shape == (2, 8)
     for option in ("log_likelihood", "posterior_predictive"):
-        with pytest.raises(ValueError, match=r"of minibatches=, has no full data"):
+        with pytest.raises(ValueError, match=r"of minibatches=, or a guide.*has no full data"):
             bnn_ppl.to_arviz(two_chains, **{option: True})
 
 
