@@ -6,7 +6,7 @@ All in unconstrained coordinates, d of them; `site_` ones have an entry for each
     step_size, temperature        those of the draw's last gradient step
     configurational_temperature   z' g~ / d                         site_configurational_temperature
     position_norm_sq              z' z                              site_position_norm_sq
-    gradient_norm                 |g~|
+    gradient_norm                 |g~|                          site_gradient_norm
     kinetic_temperature           r' M^-1 r / d                     site_kinetic_temperature
     position_momentum             z' r                              site_position_momentum
     momentum_norm_sq              r' r                              site_momentum_norm_sq
@@ -22,6 +22,7 @@ POSITION = (
     "position_norm_sq",
     "site_position_norm_sq",
     "gradient_norm",
+    "site_gradient_norm",
 )
 MOMENTUM = (
     "kinetic_temperature",

@@ -42,6 +42,21 @@ def make_parser(description: str, **defaults: Any) -> argparse.ArgumentParser:
     return parser
 
 
+def set_device(options: argparse.Namespace) -> str:
+    """Compute on `options.device`, by default on the GPU where there is one."""
+    if options.backend == "numpyro":
+        import jax
+
+        if options.device:
+            jax.config.update("jax_platforms", options.device)
+        return jax.default_backend()
+    import torch
+
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_default_device(options.device)
+    return options.device
+
+
 def prepare(options: argparse.Namespace) -> Images:
     """Load the data, and set up the device."""
     if options.smoke:
@@ -49,18 +64,7 @@ def prepare(options: argparse.Namespace) -> Images:
     learning_rate, prior_scale = SETTINGS[options.model]
     options.learning_rate = options.learning_rate or learning_rate
     options.prior_scale = options.prior_scale or prior_scale
-    if options.backend == "numpyro":
-        import jax
-
-        if options.device:
-            jax.config.update("jax_platforms", options.device)
-        device = jax.default_backend()
-    else:
-        import torch
-
-        options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        torch.set_default_device(options.device)
-        device = options.device
+    device = set_device(options)
     images = load_images(options.data, options.dataset)
     if options.validation:
         x, y = images.x_train, images.y_train

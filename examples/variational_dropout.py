@@ -1,8 +1,9 @@
-"""Variational dropout, variance networks and sparse networks on MNIST.
+"""Variational dropout, variance networks and sparse networks on images.
 
     python examples/variational_dropout.py --data FOLDER --study sparsity --epochs 40
     python examples/variational_dropout.py --data FOLDER --study variance --backend pyro
     python examples/variational_dropout.py --data FOLDER --study parameterizations --network lenet5
+    python examples/variational_dropout.py --data FOLDER --study sparsity --network vgg --dataset cifar10 --full
 
 The studies are those of Neklyudov et al. 2018 (LeNet-5) and Molchanov et al. 2017 (LeNet-300-100). --full has the
 200 epochs of the former, with a learning rate of 0.001 for all parameters; the short runs have fewer epochs, and a
@@ -20,24 +21,25 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from data import load_images
-from training import print_table
+from training import print_table, set_device, to_backend
 from variational import backend, dense_network, train
 
 from bnn_ppl.diagnostics import accuracy, prune, sparsity
 from bnn_ppl.plots import plot_log_alpha
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--data", type=Path, help="folder with mnist/; without it from OpenML")
-parser.add_argument("--dataset", choices=("digits", "mnist", "fashion-mnist"), default="mnist")
+parser.add_argument("--data", type=Path, help="folder with mnist/ and others; without it from OpenML")
+parser.add_argument("--dataset", choices=("digits", "mnist", "fashion-mnist", "cifar10"), default="mnist")
 parser.add_argument("--study", choices=("sparsity", "variance", "parameterizations"), default="sparsity")
 parser.add_argument("--backend", choices=("numpyro", "pyro"), default="numpyro")
-parser.add_argument("--network", choices=("dense", "lenet5"), default="dense", help="dense: LeNet-300-100")
+parser.add_argument("--network", choices=("dense", "lenet5", "vgg"), default="dense", help="dense: LeNet-300-100")
 parser.add_argument("--batch-norm", action="store_true", help="normalise each layer of the dense network by its batch")
 parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--batch-size", type=int, default=200)
 parser.add_argument("--noise-rate", type=float, default=0.02, help="learning rate of the noise parameters")
 parser.add_argument("--draws", type=int, default=20, help="draws of the ensemble scheme")
 parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--device", choices=("cpu", "cuda"), help="by default the GPU where there is one")
 parser.add_argument("--full", action="store_true", help="200 epochs and a learning rate of 0.001 for all")
 parser.add_argument("--smoke", action="store_true", help="a few steps on the digits, to see that it runs")
 parser.add_argument("--out", type=Path, default=Path("out"))
@@ -51,10 +53,11 @@ if options.batch_norm and not flat:
     parser.error("--batch-norm is for --network dense")
 
 warnings.filterwarnings("ignore", "Failed to verify mean field")  # which an AutoGuideList is, in its own order
+device = set_device(options)
 b = backend(options.backend)
 images = load_images(options.data, options.dataset)
 steps = options.epochs * max(len(images.x_train) // options.batch_size, 1)
-print(f"{options.study} with {b.name}: {len(images.x_train)} images of {options.dataset}, {steps} steps")
+print(f"{options.study} with {b.name} on {device}: {len(images.x_train)} images of {options.dataset}, {steps} steps")
 
 
 def as_arrays(x, y):
@@ -63,11 +66,7 @@ def as_arrays(x, y):
         x = x.reshape(len(x), -1)
     elif b.name == "pyro":
         x = np.ascontiguousarray(np.moveaxis(x, -1, 1))
-    if b.name == "numpyro":
-        return x, y
-    import torch
-
-    return torch.as_tensor(x), torch.as_tensor(y)
+    return to_backend(options, x), to_backend(options, y)
 
 
 def make_model():
@@ -78,8 +77,11 @@ def make_model():
             b, [images.x_train[0].size, 300, 100, 10], weights, lambda h: h * (h > 0), options.batch_norm
         )
     models = import_module(f"bnn_ppl.models.{b.name}")
-    size = images.x_train.shape[1]
-    return models.lenet5(image_size=size, prior=lambda name, shape: weights if len(shape) > 1 else biases)
+    _, size, _, channels = images.x_train.shape
+    make = {"lenet5": models.lenet5, "vgg": models.vgg}[options.network]
+    return make(
+        channels=channels, image_size=size, prior=lambda name, shape: weights if is_weight(name, shape) else biases
+    )
 
 
 def is_weight(name, shape):

@@ -87,6 +87,7 @@ def assert_statistics(statistics, theta, r, arguments) -> None:
     }
     sites = sorted(theta)
     expected["site_position_norm_sq"] = np.stack([(theta[s] ** 2).sum(1) for s in sites], 1)
+    expected["site_gradient_norm"] = np.stack([np.sqrt(((precision * theta[s]) ** 2).sum(1)) for s in sites], 1)
     expected["site_configurational_temperature"] = np.stack([(precision * theta[s] ** 2).mean(1) for s in sites], 1)
     if r:
         expected["site_kinetic_temperature"] = np.stack([(r[s] ** 2).mean(1) / MASS[s] for s in sites], 1)

@@ -86,10 +86,8 @@ def weight_norm(
     Notes
     -----
     Draws must be near one another, for the trapezoid over an interval is off by its square: take `steps_per_draw`
-    small beside a period of the motion. By site |g~|^2 is not recorded: the third equation and
-    ``"momentum_gradient"`` are NaN there, and the term h^2 g~'g~ is left out of r'r, as it is from r'r / m of the
-    whole where masses go by site. Gradient steps are counted from the start of the run; after a resume give draws
-    without momentum refresh.
+    small beside a period of the motion. Gradient steps are counted from the start of the run; after a resume give
+    draws without momentum refresh.
 
     Examples
     --------
@@ -138,7 +136,6 @@ class _Run(NamedTuple):
     dimension: np.ndarray  # (part,)
     step_size: np.ndarray
     temperature: np.ndarray
-    gradient_norm_sq: np.ndarray  # of the whole
     steps_between: int  # gradient steps from a draw to the next
     undisturbed: np.ndarray  # (interval,)
     by_part: dict[str, np.ndarray]
@@ -167,7 +164,8 @@ def _read(statistics: xr.Dataset, friction: Any, mass: Any, integrator: Any, ste
             raise ValueError(f"sample_stats has no attribute {name!r}: give {name}= of the kernel")
     check_choice("integrator", settings["integrator"], INTEGRATORS)
     parts = ["all", *(statistics["site"].values.tolist() if "site_position_norm_sq" in statistics else [])]
-    by_part = {name: _rows(statistics, name) for name in (*names, "kinetic_temperature", "configurational_temperature")}
+    others = ("kinetic_temperature", "configurational_temperature", "gradient_norm")
+    by_part = {name: _rows(statistics, name, parts) for name in (*names, *others)}
     masses = _masses(settings["mass"], parts)
     with np.errstate(invalid="ignore", divide="ignore"):
         norms, kinetic = (by_part[name].sum(axis=(1, 2)) for name in ("momentum_norm_sq", "kinetic_temperature"))
@@ -186,17 +184,18 @@ def _read(statistics: xr.Dataset, friction: Any, mass: Any, integrator: Any, ste
         dimension=dimension,
         step_size=np.asarray(statistics["step_size"].values, np.float64),
         temperature=np.asarray(statistics["temperature"].values, np.float64),
-        gradient_norm_sq=_rows(statistics, "gradient_norm")[0] ** 2,
         steps_between=steps_between,
         undisturbed=_undisturbed(statistics, settings, steps_between),
         by_part=by_part,
     )
 
 
-def _rows(statistics: xr.Dataset, name: str) -> np.ndarray:
+def _rows(statistics: xr.Dataset, name: str, parts: list[str]) -> np.ndarray:
     """Values of the whole and of each site, shape (part, chain, draw)."""
     rows = statistics[name].values[None]
-    if f"site_{name}" in statistics:
+    if len(parts) > 1:
+        if f"site_{name}" not in statistics:
+            raise ValueError(f"sample_stats has no 'site_{name}': give what bnn_ppl.to_arviz makes of SGHMC")
         rows = np.concatenate([rows, np.moveaxis(statistics[f"site_{name}"].values, -1, 0)])
     check_finite(f"sample_stats {name}", rows)
     return np.asarray(rows, np.float64)
@@ -239,17 +238,15 @@ def _right_hand_sides(run: _Run) -> tuple[np.ndarray, ...]:
     h, g, T, m = run.step_size, run.friction, run.temperature, run.mass
     virial, norm = run.by_part["position_gradient"], run.by_part["momentum_norm_sq"]
     along, uphill = run.by_part["position_momentum"], run.by_part["momentum_gradient"]
+    slope_sq = run.by_part["gradient_norm"] ** 2
     dT = run.dimension[:, None, None] * T
     if run.integrator == "baoab":
         b, share, heat = np.ones_like(m), 0.5, 0.0 * dT
     else:
         b, share, heat = 1 - 0.5 * h * g / m, 0.25, 0.5 * h * g * dT
     along = run.whole(b * along) - 0.5 * h * virial
-    norm = run.whole(b**2 * norm - h * b * uphill + heat)
-    uphill = run.whole(b * uphill)
-    norm[0] += share * h**2 * run.gradient_norm_sq
-    uphill[0] -= 0.5 * h * run.gradient_norm_sq
-    uphill[1:] = np.nan
+    norm = run.whole(b**2 * norm - h * b * uphill + share * h**2 * slope_sq + heat)
+    uphill = run.whole(b * uphill) - 0.5 * h * slope_sq
     along_over_m, norm_over_m = run.whole(along / m), run.whole(norm / m)
     rates = (
         2 * along_over_m,

@@ -41,6 +41,7 @@ class PSGLDState(NamedTuple):
     position_norm_sq: Array
     site_position_norm_sq: Array
     gradient_norm: Array
+    site_gradient_norm: Array
     cycle: Array
     diverging: Array
     rng_key: Array

@@ -54,6 +54,7 @@ class SGHMCState(NamedTuple):
     position_norm_sq: Array
     site_position_norm_sq: Array
     gradient_norm: Array
+    site_gradient_norm: Array
     kinetic_temperature: Array
     site_kinetic_temperature: Array
     position_momentum: Array

@@ -38,6 +38,7 @@ class SGLDState(NamedTuple):
     position_norm_sq: Array
     site_position_norm_sq: Array
     gradient_norm: Array
+    site_gradient_norm: Array
     cycle: Array
     diverging: Array
     rng_key: Array

@@ -43,6 +43,7 @@ class SGNHTState(NamedTuple):
     position_norm_sq: Array
     site_position_norm_sq: Array
     gradient_norm: Array
+    site_gradient_norm: Array
     kinetic_temperature: Array
     site_kinetic_temperature: Array
     position_momentum: Array

@@ -19,7 +19,7 @@ def _sizes(z: Any, like: Array) -> Array:
 
 def position_statistics(z: Any, energy: Array, gradient: Any) -> dict[str, Array]:
     """Statistics of a position; step size and temperature are added by the kernel."""
-    virial, norm_sq = _products(z, gradient), _products(z, z)
+    virial, norm_sq, slope_sq = _products(z, gradient), _products(z, z), _products(gradient, gradient)
     sizes = _sizes(z, virial)
     return {
         "lp_minibatch": -energy,
@@ -27,7 +27,8 @@ def position_statistics(z: Any, energy: Array, gradient: Any) -> dict[str, Array
         "site_configurational_temperature": virial / sizes,
         "position_norm_sq": norm_sq.sum(),
         "site_position_norm_sq": norm_sq,
-        "gradient_norm": jnp.sqrt(_products(gradient, gradient).sum()),
+        "gradient_norm": jnp.sqrt(slope_sq.sum()),
+        "site_gradient_norm": jnp.sqrt(slope_sq),
     }
 
 

@@ -39,7 +39,7 @@ def plot_weight_norm(
     numpy.ndarray of matplotlib.axes.Axes
         Shape (2, 3). Above the means over chains, with a band from the 5% to the 95% quantile of the chains where
         there are several, and what is expected at stationarity; below the rates, measured with two standard errors
-        where there are several chains, and predicted. The rate of the momentum of a site is not predicted.
+        where there are several chains, and predicted.
 
     Raises
     ------
@@ -72,8 +72,7 @@ def plot_weight_norm(
         if len(tracks) > 1:
             band = {"color": "C0", "alpha": 0.25, "lw": 0, "label": "2 standard errors"}
             below.fill_between(middle, measured - error, measured + error, **band)
-        if np.isfinite(one["predicted_rate"]).any():
-            below.plot(middle, one["predicted_rate"], "k:", lw=1.5, label="Fokker-Planck")
+        below.plot(middle, one["predicted_rate"], "k:", lw=1.5, label="Fokker-Planck")
         above.set(ylabel=label)
         below.set(ylabel=f"d/dt {label}", xlabel="time (steps × step size)")
         for panel in (above, below):

@@ -14,14 +14,15 @@ def _by_site(products: Tensor, sizes: Sequence[int]) -> Tensor:
 
 def position_statistics(z: Tensor, energy: Tensor, gradient: Tensor, sizes: Sequence[int]) -> dict[str, Any]:
     """Statistics of a position; step size and temperature are added by the kernel."""
-    virial, norm_sq = _by_site(z * gradient, sizes), _by_site(z * z, sizes)
+    virial, norm_sq, slope_sq = (_by_site(a * b, sizes) for a, b in ((z, gradient), (z, z), (gradient, gradient)))
     return {
         "lp_minibatch": -float(energy),
         "configurational_temperature": float(virial.sum()) / sum(sizes),
         "site_configurational_temperature": [v / n for v, n in zip(virial.tolist(), sizes, strict=True)],
         "position_norm_sq": float(norm_sq.sum()),
         "site_position_norm_sq": norm_sq.tolist(),
-        "gradient_norm": float(gradient.norm()),
+        "gradient_norm": float(slope_sq.sum().sqrt()),
+        "site_gradient_norm": slope_sq.sqrt().tolist(),
     }
 
 

@@ -152,6 +152,37 @@ def test_stationary(integrator, noise):
         assert law[0, 1] == pytest.approx(h * T / 2)
 
 
+def two_sites(integrator):
+    """A run with sites of other curvatures and masses, at a step large enough for the terms in |g~|^2 to matter."""
+    m = {"heavy": 3.0, "light": 0.5}
+    common = {"friction": 0.8, "temperature": 0.7, "step_size": 0.3, "draws": 400, "steps_per_draw": 1, "units": 5000}
+    runs = [
+        simulate(
+            curvature=k, mass=m[site], start=(0.7 / k, m[site] * 0.7), integrator=integrator, seed=seed, **common
+        )
+        for seed, (site, k) in enumerate({"heavy": 2.0, "light": 1.0}.items())
+    ]  # fmt: skip
+    names = [name for name in runs[0] if name not in ("temperature", "step_size")]
+    by_site = xr.concat([run[names] for run in runs], xr.DataArray(list(m), dims="site"))
+    whole = {name: by_site[name].mean("site") if "temperature" in name else by_site[name].sum("site") for name in names}
+    whole["gradient_norm"] = np.sqrt((by_site["gradient_norm"] ** 2).sum("site"))
+    statistics = runs[0].assign(whole).assign_coords(site=list(m))
+    statistics = statistics.assign({f"site_{name}": by_site[name].transpose(..., "site") for name in names})
+    return statistics.assign_attrs(mass=json.dumps(m)).isel(draw=slice(100, None))
+
+
+@pytest.mark.parametrize("integrator", ["baoab", "symplectic_euler"])
+def test_by_site(integrator):
+    found = weight_norm(two_sites(integrator))
+    assert found["part"].values.tolist() == ["all", "heavy", "light"]
+    assert found["dimension"].values.tolist() == [200, 100, 100]
+    assert found["expected"].sel(statistic="momentum_norm_sq").values == pytest.approx([245, 210, 35])
+    if integrator == "symplectic_euler":  # whose Var theta is off by O(h^2), and with it theta'grad U
+        found = found.drop_sel(statistic="position_gradient", moment="position_momentum")
+    assert abs(found["mean_z"]).max() < 4, found["mean_z"]
+    assert abs(found["balance_z"]).max() < 4, found["balance_z"]
+
+
 # Momentum refresh at another temperature
 
 HIDDEN = [  # k, M, alpha, g, T, tau, beta, k Var theta
@@ -249,6 +280,7 @@ def test_one_chain_and_diverging_draws():
     ("statistics", "message"),
     [
         (small().drop_vars("momentum_gradient"), "sample_stats has no 'momentum_gradient'"),
+        (two_sites("baoab").drop_vars("site_gradient_norm"), "sample_stats has no 'site_gradient_norm'"),
         (small(integrator="euler"), "integrator must be one of 'baoab', 'symplectic_euler', got 'euler'"),
         (small(step_size='"Cyclical"'), "step_size=Cyclical takes draws at unequal steps"),
         (small(mass='{"w": 1.0}'), "mass names the sites ['w'] and sample_stats has []: give each one"),

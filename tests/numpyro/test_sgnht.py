@@ -34,16 +34,19 @@ def results(mcmc, by_chain=False):
 
 def model(y, subsample_size=None):
     theta = {n: numpyro.sample(n, dist.Normal(0.0, 1.0).expand([v.shape[1]]).to_event(1)) for n, v in y.items()}
-    with numpyro.plate("data", cases.ROWS, subsample_size=subsample_size) as rows:
+    size = len(next(iter(y.values())))
+    with numpyro.plate("data", size, subsample_size=subsample_size) as rows:
         for n, v in y.items():
-            numpyro.sample(f"y_{n}", dist.Normal(theta[n], cases.ROWS**0.5).to_event(1), obs=v[rows])
+            numpyro.sample(f"y_{n}", dist.Normal(theta[n], size**0.5).to_event(1), obs=v[rows])
 
 
 @pytest.mark.parametrize("case", thermostats.NOISES)
 def test_stationary_law(case):
     """Gradient noise moves the thermostat, not the momenta's temperature."""
     variance = thermostats.NOISES[case]
-    data = cases.offset_data(dict.fromkeys("ab", variance or 1.0))
+    data = cases.offset_data(dict.fromkeys("ab", variance))
+    if not variance:
+        data = {n: v[:1] for n, v in data.items()}  # zeros, of which one row says as much
     kernel = SGNHT(model, subsampling="with_replacement", steps_per_draw=thermostats.STEPS, **thermostats.ARGUMENTS)
     rows = cases.BATCH if variance else None
     found = results(run(kernel, data, rows, draws=thermostats.DRAWS, warmup=20))

@@ -33,9 +33,10 @@ def run(kernel, *args, draws, warmup=0, start=None, seed=0):
 
 def model(y, subsample_size=None):
     theta = {n: pyro.sample(n, dist.Normal(ZERO, ONE).expand([v.shape[1]]).to_event(1)) for n, v in y.items()}
-    with pyro.plate("data", cases.ROWS, subsample_size=subsample_size) as rows:
+    size = len(next(iter(y.values())))
+    with pyro.plate("data", size, subsample_size=subsample_size) as rows:
         for n, v in y.items():
-            pyro.sample(f"y_{n}", dist.Normal(theta[n], cases.ROWS**0.5).to_event(1), obs=v[rows])
+            pyro.sample(f"y_{n}", dist.Normal(theta[n], size**0.5).to_event(1), obs=v[rows])
 
 
 def offset_data(variance):
@@ -46,7 +47,9 @@ def offset_data(variance):
 def test_stationary_law(case):
     """Gradient noise moves the thermostat, not the momenta's temperature."""
     variance = thermostats.NOISES[case]
-    data = offset_data(dict.fromkeys("ab", variance or 1.0))
+    data = offset_data(dict.fromkeys("ab", variance))
+    if not variance:
+        data = {n: v[:1] for n, v in data.items()}  # zeros, of which one row says as much
     kernel = SGNHT(model, subsampling="with_replacement", steps_per_draw=thermostats.STEPS, **thermostats.ARGUMENTS)
     rows = cases.BATCH if variance else None
     found = run(kernel, data, rows, draws=thermostats.DRAWS, warmup=20)
