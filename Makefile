@@ -14,6 +14,8 @@ INSTALLED_BENCH := $(VENV)/.installed-bench
 demo: $(INSTALLED)
 	$(BIN)/python examples/quickstart_numpyro.py
 	$(BIN)/python examples/quickstart_pyro.py
+	$(BIN)/python examples/weight_averaging.py --dataset digits --backend pyro --constant --svi-rate 0.02 \
+		--epochs 200 --cycle 20 --chains 1 --no-samplers
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

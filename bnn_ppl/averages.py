@@ -23,6 +23,7 @@ References
    generalization.
 """
 
+import numbers
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -95,6 +96,12 @@ def check_averaging(covariance: Any, rank: Any, multiplier: Any) -> None:
                 f"multiplier must return weights in (0, 1], got {multiplier(number)!r} for snapshot {number}, "
                 "counted from 0"
             )
+
+
+def check_swag_rank(rank: Any) -> None:
+    """Raise a ValueError for a rank that is no number of deviations; that of 1 is for `check_averaging`."""
+    if isinstance(rank, bool) or not isinstance(rank, numbers.Integral) or rank < 0:
+        raise ValueError(f"rank must be an integer of at least 0, which takes variances alone, got {rank!r}")
 
 
 def check_points(noisy: list[str]) -> None:

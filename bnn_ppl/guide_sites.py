@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from bnn_ppl.parameters import output_axis
@@ -55,6 +55,21 @@ def check_real(name: str, is_real: bool, support: Any) -> None:
         raise ValueError(
             f"site {name!r} has the support {support}, and its guide is normal: leave it out of sites=, and give "
             "it a guide of its own with the host's AutoGuideList"
+        )
+
+
+def check_guide_params(guide: str, params: Any, names: Iterable[str]) -> None:
+    """Raise a TypeError for params that are no dict, and a ValueError for a dict without those of the guide."""
+    if not isinstance(params, Mapping):
+        raise TypeError(
+            f"params must be a dict of values by param site, got {type(params).__name__}: give the params of what "
+            "svi.run returned, svi_result.params"
+        )
+    missing = [name for name in names if name not in params]
+    if missing:
+        raise ValueError(
+            f"params has no values for {missing} of the guide {guide}; there are values for {list(params)}: give "
+            "svi_result.params of a run with this guide"
         )
 
 

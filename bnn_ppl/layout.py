@@ -2,9 +2,11 @@
 
 import math
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from bnn_ppl.settings import KernelSettings
 
@@ -163,6 +165,45 @@ def bypass_message(name: str, plate: str, what: str) -> str:
         f"{what} of observed site {name!r} are the same for different rows of plate {plate!r}, so the data bypass it: "
         "take both inputs and observations by the plate's indices, x[idx] and y[idx], or by subsample(...) inside it"
     )
+
+
+def beyond_message(plates: Mapping[str, Plate], detail: str) -> str:
+    """Error text for indices of plates beyond the end of the data."""
+    sizes = " and ".join(f"plate {plate.name!r} has {plate.size} rows" for plate in plates.values())
+    return (
+        f"{sizes}, and the model takes rows that its data do not have ({detail}): give as many rows of each array, x "
+        "and y alike"
+    )
+
+
+def sources(values: np.ndarray, size: int, arrays: Iterable[Any]) -> list[Any]:
+    """Arguments that have these observations, not all of them equal, as the last ones of `size` rows."""
+    first = size - len(values)
+    if first < 0 or not (values != values[:1]).any():
+        return []
+    fitting = [array for array in arrays if len(array) >= size and array.shape[1:] == values.shape[1:]]
+    return [array for array in fitting if np.array_equal(np.asarray(array[first:size]), values)]
+
+
+def warn_unused_rows(name: str, size: int, rows: int) -> None:
+    """Tell the user of observations with more rows than their plate has."""
+    if rows > size:
+        warnings.warn(
+            f"the data of observed site {name!r} have {rows} rows and its plate has {size}, so that the rest is never "
+            "seen: give as many rows of x as of y",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def check_classes(name: str, values: np.ndarray, classes: int) -> None:
+    """Raise a ValueError for observations that are no class numbers."""
+    bad = np.argwhere((values < 0) | (values >= classes))
+    if len(bad):
+        raise ValueError(
+            f"observed site {name!r} is {values[tuple(bad[0])]} at row {bad[0][0]}, and its classes are 0 to "
+            f"{classes - 1}: give class numbers as the model has them, and mask what is missing (.mask(known))"
+        )
 
 
 def warn_data(shape: tuple[int, ...]) -> None:

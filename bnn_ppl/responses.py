@@ -84,8 +84,14 @@ def check_model(model: Any, source: str) -> None:
         raise ValueError(f"model={model!r}: {source} brings no model, so give the one that it belongs to as model=")
 
 
-def check_source(source: Any, host: str) -> None:
-    """Raise a TypeError for what is neither an MCMC of the host, nor draws by site, nor a guide."""
+def check_source(source: Any, host: str, svi: type) -> None:
+    """Raise a TypeError for what is neither an MCMC of the host, nor draws by site, nor a guide; `svi` is its SVI."""
+    if isinstance(source, svi):  # Pyro's is a callable, as a guide is
+        own = [f"svi.{name}(...), " for name in ("averaged_guide", "snapshots") if hasattr(source, name)]
+        raise TypeError(
+            f"source is an SVI ({type(source).__name__}), and it is its guide that has draws: give {''.join(own)}"
+            f"{'or ' * bool(own)}the guide that it trained, svi.guide"
+        )
     if not callable(source):
         raise TypeError(
             f"source must be a {host}.infer.MCMC after its run, a dict of draws by site, or a guide, got "
@@ -138,9 +144,10 @@ def number_of_rows(lengths: Sequence[int]) -> int:
         If there is no array, or no row in it.
     """
     if not lengths or not lengths[0]:
+        lists = "" if lengths else "; lists are no arrays, so make arrays of them first"
         raise ValueError(
             f"the model's array arguments have the lengths {list(lengths)}: give the arguments of the model with at "
-            "least one row to predict, as in predict(mcmc, x_test, y_test)"
+            f"least one row to predict, as in predict(mcmc, x_test, y_test){lists}"
         )
     return lengths[0]
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bnn_ppl.layout import Plate
+from bnn_ppl.local_noise import UNMARKED
 from bnn_ppl.results import Site
 from bnn_ppl.schedules import check_count
 
@@ -109,8 +110,9 @@ def check_no_number(given: SVIArguments) -> None:
 def check_params(guide: Any, missing: Sequence[str], remedy: str) -> None:
     """Raise a ValueError for param sites of the guide without a value."""
     if missing:
-        name = getattr(guide, "__name__", type(guide).__name__)
-        raise ValueError(f"the guide {name} has not been trained: its params {list(missing)} have no values: {remedy}")
+        raise ValueError(
+            f"the guide {_name(guide)} has not been trained: its params {list(missing)} have no values: {remedy}"
+        )
 
 
 def check_sites(sites: Mapping[str, Site], drawn: Mapping[str, Any], plates: Mapping[str, Plate]) -> None:
@@ -157,7 +159,12 @@ def is_streamed(look: Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]
 def settings_of(guide: Any, loss: Any) -> dict[str, Any]:
     """Names of the guide and of the loss, for the attributes of the draws."""
     loss = getattr(loss, "__self__", loss)  # Pyro keeps the method
-    return {name: getattr(x, "__name__", type(x).__name__) for name, x in (("guide", guide), ("loss", loss))}
+    return {"guide": _name(guide), "loss": _name(loss)}
+
+
+def _name(x: Any) -> str:
+    x = getattr(x, UNMARKED, x)  # the user's guide in that of local_reparameterization
+    return getattr(x, "__name__", type(x).__name__)
 
 
 def _inside_subsampled(site: Site, plates: Mapping[str, Plate]) -> bool:

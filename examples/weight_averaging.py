@@ -2,8 +2,9 @@
 
     python examples/weight_averaging.py --data FOLDER --epochs 20 --chains 5
     python examples/weight_averaging.py --data FOLDER --dataset cifar10 --model vgg --backend pyro --device cuda
+    make demo    # a short run on the digits
 
-Per repeat (--chains) one path of SVI with AutoNormal, whose learning rate falls to its floor in each epoch; from half
+Per repeat (--chains) one path of SVI with AutoNormal, whose learning rate falls to its floor in each cycle; from half
 of the epochs on HWA averages the guides at these floors, with the covariance of the mixture and with a low-rank one.
 SGLD and cyclical SGHMC pass the data as many times. Draws accuracy and negative ELBO over the epochs to --out, and
 prints scores of the end, with the entropy on images of other kinds (for MNIST).
@@ -24,8 +25,9 @@ DRAWS = 20  # networks that a guide is predicted with
 KINDS = {"mixture": "HWA, mixture", "low_rank": "HWA, low rank"}
 
 parser = make_parser(__doc__.partition("\n")[0], chains=5)
-parser.add_argument("--svi-rate", type=float, default=3e-3, help="Adam's learning rate, at the start of each epoch")
-parser.add_argument("--constant", action="store_true", help="keep that rate, and average where epochs end")
+parser.add_argument("--cycle", type=int, default=1, help="epochs of a cycle of the learning rate")
+parser.add_argument("--svi-rate", type=float, default=3e-3, help="Adam's learning rate, at the start of each cycle")
+parser.add_argument("--constant", action="store_true", help="keep that rate, and average where cycles end")
 parser.add_argument("--temperature", type=float, default=1.0, help="of the samplers; 1 is the posterior")
 parser.add_argument("--no-samplers", action="store_true", help="only the variational methods")
 options = parser.parse_args()
@@ -34,8 +36,11 @@ if options.smoke:
     options.epochs, options.chains, options.no_samplers = 2, 1, True
 ours = import_module(f"bnn_ppl.{options.backend}")
 model = make_model(options, images)
-steps = max(len(images.x_train) // BATCH_SIZE, 1)
-start = max(options.epochs // 2, 1) * steps
+if options.epochs % options.cycle:
+    parser.error(f"--epochs {options.epochs} must be a multiple of --cycle {options.cycle}")
+cycles = options.epochs // options.cycle
+steps = max(len(images.x_train) * options.cycle // BATCH_SIZE, 1)
+start = max(cycles // 2, 1) * steps
 floor = options.svi_rate if options.constant else options.svi_rate / 10
 rate = CosineRestarts(options.svi_rate, steps, floor=floor)
 data = as_inputs(options, images.x_train), to_backend(options, images.y_train)
@@ -43,7 +48,7 @@ snapshots = {"start": start, "cycle_length": steps, "learning_rate": rate}
 
 
 class Path:
-    """One path of SVI, epoch by epoch, with either backend; `guides` has the last guide and the averaged one."""
+    """One path of SVI, cycle by cycle, with either backend; `guides` has the last guide and the averaged one."""
 
     def __init__(self, covariance: str, seed: int):
         host = import_module(f"{options.backend}.infer")
@@ -53,7 +58,7 @@ class Path:
         self.elbo, self.guide, self.seed = host.TraceMeanField_ELBO(), guide, seed
         self.pair = ours.local_reparameterization(model, guide)
         arguments = (*self.pair, self.optimiser(), self.elbo)
-        self.svi = ours.HWASVI(*arguments, covariance=covariance, rank=options.epochs, **snapshots)
+        self.svi = ours.HWASVI(*arguments, covariance=covariance, rank=cycles, **snapshots)
 
 
 class NumPyroPath(Path):
@@ -62,7 +67,7 @@ class NumPyroPath(Path):
 
         return optax.adam(rate)
 
-    def epoch(self):
+    def cycle(self):
         import jax
 
         if not hasattr(self, "state"):
@@ -102,7 +107,7 @@ class PyroPath(Path):
         self.schedule = pyro.optim.LambdaLR(arguments)
         return self.schedule
 
-    def epoch(self):
+    def cycle(self):
         for _ in range(steps):
             self.svi.step(*data, subsample_size=BATCH_SIZE)
             self.schedule.step()
@@ -154,8 +159,8 @@ for seed in range(options.chains):
         path = (NumPyroPath if options.backend == "numpyro" else PyroPath)(covariance, seed)
         accuracy: dict[str, list] = {}
         loss: dict[str, list] = {}
-        for epoch in range(1, options.epochs + 1):
-            path.epoch()
+        for cycle in range(1, cycles + 1):
+            path.cycle()
             for name, (guide, params) in path.guides().items():
                 if name == "SVI" and covariance == "low_rank":  # the path of the other one
                     continue
@@ -163,7 +168,7 @@ for seed in range(options.chains):
                 p = probabilities(guide, params, images.x_test)
                 accuracy.setdefault(key, []).append(100 * (p.argmax(1) == images.y_test).mean())
                 loss.setdefault(key, []).append(path.loss(guide, params) / len(images.x_train))
-                if epoch == options.epochs:
+                if cycle == cycles:
                     row = scores(p, [probabilities(guide, params, x) for x in others])
                     rows.setdefault(key, []).append(row | {"negative ELBO / N": loss[key][-1]})
         for key in accuracy:
@@ -184,7 +189,8 @@ for axes, found in ((top, curves), (bottom, losses)):
     for label, values in found.items():
         lines = np.array(values)
         # Averages begin later, and samplers have two draws an epoch in the second half.
-        epochs = options.epochs - (np.arange(lines.shape[1])[::-1]) / (2 if label in ("SGLD", "cSGHMC") else 1)
+        between = 0.5 if label in ("SGLD", "cSGHMC") else options.cycle
+        epochs = options.epochs - between * np.arange(lines.shape[1])[::-1]
         (line,) = axes.plot(epochs, lines.mean(0), marker=".", label=label)
         axes.fill_between(epochs, lines.min(0), lines.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
 top.set_ylabel("test accuracy (%)")
@@ -192,7 +198,8 @@ bottom.set_ylabel("negative ELBO per training image (nats)")
 bottom.set_xlabel("epochs")
 bottom.set_yscale("log")
 top.legend(loc="lower right")
-figure.suptitle(f"{options.model} on {options.dataset}, mean and range of {options.chains} runs")
+runs = "1 run" if options.chains == 1 else f"mean and range of {options.chains} runs"
+figure.suptitle(f"{options.model} on {options.dataset}, {runs}")
 options.out.mkdir(exist_ok=True)
 figure.savefig(options.out / f"weight_averaging_{options.dataset}_{options.model}_{options.backend}.png", dpi=100)
 print_table({label: {k: np.mean([r[k] for r in found]) for k in found[0]} for label, found in rows.items()})

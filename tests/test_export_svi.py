@@ -18,7 +18,7 @@ import xarray as xr
 
 import bnn_ppl.numpyro
 import bnn_ppl.pyro
-from bnn_ppl import svi_arguments, to_arviz
+from bnn_ppl import report, svi_arguments, to_arviz
 from tests.svi_hosts import (
     HOSTS,
     MEMORY,
@@ -155,6 +155,8 @@ def test_elbo_under_local_reparameterization_is_that_of_the_draw(host):
     expected = groups_of(to_arviz(plain, model_args=data(host), num_samples=20, log_likelihood=True, **given))
     for name in ("posterior", "sample_stats", "log_likelihood"):
         xr.testing.assert_allclose(groups[name], expected[name], rtol=1e-5)
+        assert groups[name].attrs == expected[name].attrs
+    assert groups["posterior"].attrs["guide"] == "AutoVariationalDropout"
 
 
 # Draws and groups
@@ -330,6 +332,15 @@ def test_state_and_losses_of_numpyro():
     assert "svi" not in state
     losses = groups_of(to_arviz(svi, svi_result=result.state, losses=list(result.losses), **arguments))
     np.testing.assert_allclose(losses["svi"]["elbo"], whole["svi"]["elbo"])
+
+
+def test_report_is_that_of_a_guide(host):
+    _, svi, given = trained(host)
+    tree = to_arviz(svi, model_args=data(host), num_samples=50, **given)
+    text = report(tree)
+    assert "AutoNormal: 50 independent draws of the guide" in text
+    assert f"mean ELBO of the draws: {float(groups_of(tree)['sample_stats']['elbo'].mean()):.6g}" in text
+    assert "chain" not in text
 
 
 # Averages

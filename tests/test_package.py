@@ -220,18 +220,24 @@ END_TO_END = """
 def blocked(*modules: str) -> str:
     """Code after which importing these modules fails as if they were not installed.
 
-    A finder, not ``sys.modules[name] = None``, which other packages read as an installed module.
+    Finders that find nothing, for packages look whether a module is there in several ways.
     """
     return textwrap.dedent(
         f"""
         import sys
 
-        class Absent:
-            def find_spec(self, name, path=None, target=None):
-                if name.partition(".")[0] in {modules!r}:
-                    raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        class Without:
+            def __init__(self, finder):
+                self.finder = finder
 
-        sys.meta_path.insert(0, Absent())
+            def __getattr__(self, name):
+                return getattr(self.finder, name)
+
+            def find_spec(self, name, path=None, target=None):
+                absent = name.partition(".")[0] in {modules!r}
+                return None if absent else self.finder.find_spec(name, path, target)
+
+        sys.meta_path[:] = map(Without, sys.meta_path)
         """
     )
 

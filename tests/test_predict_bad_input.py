@@ -7,6 +7,7 @@ import pytest
 import torch
 import xarray as xr
 
+from tests.averaging_hosts import NumPyro, Pyro
 from tests.predicted import (
     CHAINS,
     CLASSES,
@@ -27,6 +28,8 @@ from tests.predicted import (
     on,
     regression,
 )
+
+HOSTS = {"numpyro": NumPyro, "pyro": Pyro}
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +69,23 @@ def test_what_is_no_source(host):
             host.predict(source, *on(host, X), model=regression(host))
 
 
+@pytest.mark.parametrize(
+    ("cls", "give"),
+    [
+        ("SVI", "give the guide that it trained, svi.guide"),
+        ("HWASVI", r"give svi\.averaged_guide\(\.\.\.\), or the guide"),
+        ("FGE", r"give svi\.snapshots\(\.\.\.\), or the guide"),
+    ],
+)
+def test_an_svi_is_no_source(host, cls, give):
+    model, trainer = regression(host), HOSTS[host.name]
+    settings = {} if cls == "SVI" else {"start": 1, "cycle_length": 1}
+    new = getattr(trainer if cls == "SVI" else trainer.ours, cls)
+    svi = new(model, trainer.guides.AutoDelta(model), trainer.adam(0.1), trainer.infer.Trace_ELBO(), **settings)
+    with pytest.raises(TypeError, match=rf"source is an SVI \({cls}\), and it is its guide that has draws: {give}"):
+        host.predict(svi, *on(host, X), model=model)
+
+
 def test_a_model_is_needed(host):
     bad(host, r"model=None: a dict of draws brings no model", model=None)
     with pytest.raises(ValueError, match="model=None: a guide brings no model"):
@@ -85,7 +105,9 @@ def test_draws_of_another_model(host):
 
 def test_no_rows(host):
     bad(host, r"array arguments have the lengths \[\]", arrays=())
-    bad(host, r"array arguments have the lengths \[0, 0\]", arrays=(X[:0], VALUES[:0]))
+    bad(host, r"array arguments have the lengths \[0, 0\]: .*y_test\)$", arrays=(X[:0], VALUES[:0]))
+    with pytest.raises(ValueError, match=r"array arguments have the lengths \[\]: .* lists are no arrays, so make arr"):
+        host.predict(REGRESSION, X.tolist(), model=regression(host))
 
 
 @pytest.mark.parametrize("kind", [*PLATES, "none"])

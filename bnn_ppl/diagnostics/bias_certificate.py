@@ -77,7 +77,8 @@ def bias_certificate(tree: Any, halved: Any = None, *, functions: Sequence[Any] 
         factor = 2.0**order / (2.0**order - 1.0)
         pairs = _draws(group_of(tree, "posterior"), group_of(halved, "posterior"), list(rows))
         if functions is not None:
-            pairs["functions"] = tuple(_flat(np.asarray(values, np.float64)) for values in functions)
+            ours, theirs = functions
+            pairs["functions"] = _functions("tree", tree, ours), _functions("halved", halved, theirs)
             counts = [values.shape[2] for values in pairs["functions"]]
             if counts[0] != counts[1]:
                 raise ValueError(f"functions must be of the same rows in both runs, got {counts} values a draw")
@@ -112,6 +113,22 @@ def _check_halved(statistics: xr.Dataset, halved: xr.Dataset) -> None:
             raise ValueError(
                 f"halved must be the same run but for the step size, and its {name} is {theirs!r}, not {ours!r}"
             )
+
+
+def _functions(name: str, tree: Any, values: Any) -> np.ndarray:
+    """Function values of a run, shape (chain, draw, coordinate)."""
+    chains = group_of(tree, "posterior").sizes["chain"]
+    try:
+        found = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        found = None
+    if found is None or found.ndim < 2 or found.shape[0] != chains:
+        what = type(values).__name__ + ("" if found is None else f" of shape {found.shape}")
+        raise ValueError(
+            f"functions of {name} must be an array (chain, draw, ...) with its number of chains, {chains}, got a "
+            f'{what}: give predict(mcmc, x, functions=True)["functions"] of both runs'
+        )
+    return _flat(found)
 
 
 def _flat(values: np.ndarray) -> np.ndarray:

@@ -27,13 +27,15 @@ _MIXED = 1.05
 def report(tree: Any, predictions: xr.Dataset | None = None, *, path: str | Path | None = None) -> str:
     """Print whether a run can be trusted, how good it is, and what to change.
 
+    Of a guide that SVI trained it prints the mean ELBO of the draws, and leaves R-hat out: its draws are independent.
+
     Parameters
     ----------
     tree
-        From `bnn_ppl.to_arviz`.
+        From `bnn_ppl.to_arviz`, of chains or of a guide.
     predictions
-        From ``predict(mcmc, x_test, y_test, functions=True)``: with `functions` convergence is judged, on at most 500
-        rows, evenly spaced; with `observed` the predictions are scored.
+        From ``predict(mcmc, x_test, y_test, functions=True)``: with `functions` convergence of chains is judged, on at
+        most 500 rows, evenly spaced; with `observed` the predictions are scored.
     path
         File for a page with the text and the usual plots: ``.html`` or ``.png``. Needs the extra ``[plots]``.
 
@@ -58,12 +60,15 @@ def report(tree: Any, predictions: xr.Dataset | None = None, *, path: str | Path
         chains, draws = (tree["posterior"].sizes[dim] for dim in ("chain", "draw"))
     except (KeyError, TypeError):
         raise ValueError("tree must have the groups posterior and sample_stats, as bnn_ppl.to_arviz makes") from None
-    sections = {
-        "Chains": _chains(statistics, chains, draws),
-        "Temperatures": _temperatures(tree, statistics),
-        "Convergence of predictions": _convergence(predictions, chains),
-        "Scores": _scores(predictions),
-    }
+    if "guide" in statistics.attrs:
+        sections = {"Guide": _guide(statistics, draws)}
+    else:
+        sections = {
+            "Chains": _chains(statistics, chains, draws),
+            "Temperatures": _temperatures(tree, statistics),
+            "Convergence of predictions": _convergence(predictions, chains),
+        }
+    sections["Scores"] = _scores(predictions)
     text = "\n\n".join("\n".join([title, "-" * len(title), *lines]) for title, lines in sections.items() if lines)
     print(text)
     if path is not None:
@@ -73,6 +78,20 @@ def report(tree: Any, predictions: xr.Dataset | None = None, *, path: str | Path
 
 def _dataset(group: Any) -> xr.Dataset:
     return group.to_dataset() if isinstance(group, xr.DataTree) else group
+
+
+def _guide(statistics: xr.Dataset, draws: int) -> list[str]:
+    name = statistics.attrs["guide"]
+    if "averaging_weight" in statistics and "draw" in statistics["averaging_weight"].dims:
+        return [
+            f"{name}: {draws} snapshots of its training",
+            "Snapshots are no chain: convergence of the fit is seen in the losses, not in R-hat.",
+        ]
+    lines = [f"{name}: {draws} independent draws of the guide"]
+    for elbo, where in (("elbo", ""), ("elbo_minibatch", ", each on a minibatch")):
+        if elbo in statistics:
+            lines.append(f"mean ELBO of the draws: {float(statistics[elbo].mean()):.6g}{where}")
+    return [*lines, "Draws are independent: convergence of the fit is seen in the losses, not in R-hat."]
 
 
 def _chains(statistics: xr.Dataset, chains: int, draws: int) -> list[str]:
@@ -201,7 +220,7 @@ def _classes(predictions: xr.Dataset, observed: np.ndarray) -> list[str]:
 def _write(path: Path, text: str, tree: Any, statistics: xr.Dataset, predictions: xr.Dataset | None) -> None:
     from bnn_ppl.plots.summary import plot_summary
 
-    functions = _functions(predictions)
+    functions = None if "guide" in statistics.attrs else _functions(predictions)
     if functions is not None and functions.sizes["draw"] < least_draws(functions.sizes["chain"]):
         functions = None
     figure = plot_summary(

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array, random
 from numpyro.handlers import seed as seed_handler
 from numpyro.handlers import substitute, trace
-from numpyro.infer import MCMC
+from numpyro.infer import MCMC, SVI
 
 from bnn_ppl import responses
 from bnn_ppl.numpyro.averaged_guide import AveragedGuide
@@ -53,7 +53,7 @@ def origin_of(
         responses.check_model(model, "a dict of draws")
         samples = {name: v if isinstance(v, np.ndarray | Array) else np.asarray(v) for name, v in source.items()}
         return Origin(model, params, responses.Draws(_shapes(samples), (1, 2)), partial(_take, samples))
-    responses.check_source(source, "numpyro")
+    responses.check_source(source, "numpyro", SVI)
     params = getattr(source, "averaged_params", {}) | params
     responses.check_model(model, "a guide")
     takes_medians = responses.takes_medians(source, scheme, num_draws)

@@ -15,7 +15,7 @@ from jax import Array
 from bnn_ppl import averages, snapshots
 from bnn_ppl.numpyro.averaged_guide import AveragedGuide
 from bnn_ppl.numpyro.site_laws import Law, find_laws, read_laws
-from bnn_ppl.numpyro.snapshots import SnapshotState, SnapshotSVI
+from bnn_ppl.numpyro.snapshots import SnapshotState, SnapshotSVI, check_is_state
 
 
 class Averages(NamedTuple):
@@ -247,6 +247,7 @@ class HWASVI(SnapshotSVI):
 
     def averaging_weights(self, svi_state: SnapshotState) -> np.ndarray:
         """Weights of the snapshots in the average, shape (snapshots,)."""
+        check_is_state("svi_state", svi_state)
         return averages.weights_in_mean(self.multiplier, int(svi_state.num_snapshots))
 
 

@@ -203,7 +203,7 @@ class StochasticGradientKernel(MCMCKernel):
             self.settings.check_sites(list(layout.shapes))
             check_start_sites(self._start, layout.shapes)
             self._check_start(init_params, layout, batched=not is_prng_key(rng_key))
-            follow_rows = bool(layout.subsampled) and self._loader is None
+            follow_rows = self._loader is None and potential.takes_rows(layout, args, kwargs)
         elif init_params is None:
             raise ValueError("potential_fn needs starting values: pass init_params= to MCMC.run")
         else:
@@ -223,18 +223,9 @@ class StochasticGradientKernel(MCMCKernel):
             self._check_finite(state, *run)
             if follow_rows and not isinstance(state.lp_minibatch, jax.core.Tracer):
                 z = state.z if is_prng_key(rng_key) else jax.tree.map(lambda x: x[0], state.z)
-                self._check_rows(layout, z, args, kwargs)
+                potential.check_rows(self._model, layout, z, args, kwargs)
         warn_not_finite(args, kwargs)
         return state
-
-    def _check_rows(self, layout: Layout, z: Any, args: tuple, kwargs: dict) -> None:
-        def observed(args: tuple, kwargs: dict, z: Any, batch: dict) -> dict:
-            return potential.observed_on(self._model, layout, z, batch, args, kwargs)
-
-        first = layout.first_rows()
-        last = {name: rows + layout.plates[name].size - len(rows) for name, rows in first.items()}
-        on_rows = jit_over_data(observed, args, kwargs)
-        potential.check_rows(layout, on_rows(z, first), on_rows(z, last))
 
     def _check_start(self, init_params: Any, layout: Layout, batched: bool) -> None:
         if init_params is None:

@@ -7,13 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import biject_to, constraints
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer.util import helpful_support_errors
 from numpyro.primitives import Messenger
 
-from bnn_ppl.layout import STREAM_FAILURE, Plate, check_observation, resolve_batch_size, warn_data
+from bnn_ppl.layout import STREAM_FAILURE, Plate, check_classes, check_observation, resolve_batch_size, warn_data
 from bnn_ppl.numpyro.initialization import init_to_prior_center
 from bnn_ppl.numpyro.plates import SetPlates, full_data
 
@@ -99,12 +101,22 @@ def _check_latents(model_trace: Mapping[str, dict], plates: Mapping[str, Plate],
         raise ValueError("the model has no latent sites to sample: every sample statement is observed")
 
 
+def number_of_classes(fn: Any) -> int:
+    """Of a categorical distribution; 0 for others, and for one with a mask, whose values may be anything."""
+    while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
+        fn = fn.base_dist
+    categorical = isinstance(fn, dist.CategoricalProbs | dist.CategoricalLogits)
+    return int(fn.support.upper_bound) + 1 if categorical else 0
+
+
 def _check_rows(model_trace: Mapping[str, dict], plates: Mapping[str, Plate], cut: Mapping[str, int]) -> None:
     for name, site in model_trace.items():
         if site["type"] != "sample" or not site["is_observed"]:
             continue
         if site["cond_indep_stack"]:
             check_observation(name, jnp.shape(site["value"]), site["fn"].batch_shape, len(site["fn"].event_shape))
+        if (classes := number_of_classes(site["fn"])) and not isinstance(site["value"], jax.core.Tracer):
+            check_classes(name, np.atleast_1d(site["value"]), classes)
         for frame in site["cond_indep_stack"]:
             plate = plates[frame.name]
             axis = frame.dim - len(site["fn"].event_shape)

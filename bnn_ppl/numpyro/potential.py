@@ -11,18 +11,22 @@ temperature L divides the log densities of the observed sites by L, and nothing 
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental import checkify
 from numpyro.distributions import biject_to
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer.util import compute_log_probs, helpful_support_errors, log_density
 from numpyro.primitives import Messenger
 
-from bnn_ppl.layout import Plate, bypass_message
-from bnn_ppl.numpyro.layout import Layout, is_real
+from bnn_ppl.layout import Plate, beyond_message, bypass_message, check_classes, sources, warn_unused_rows
+from bnn_ppl.numpyro.compilation import jit_over_data
+from bnn_ppl.numpyro.layout import Layout, is_real, number_of_classes
 from bnn_ppl.numpyro.plates import SetPlates
 
 Sites = dict[str, Array]
@@ -146,29 +150,51 @@ def initial_values(
     return {name: _transform(model_trace[name]).inv(model_trace[name]["value"]) for name in layout.shapes}
 
 
-def observed_on(
-    model: Callable, layout: Layout, z: Sites, batch: Mapping[str, Array], args: tuple, kwargs: dict
-) -> dict[str, tuple[Array, Array]]:
-    """Log densities and values of the observed sites inside subsampled plates, by site."""
+def takes_rows(layout: Layout, args: tuple, kwargs: dict) -> bool:
+    """Whether a model takes rows of its data by indices, or may do so beyond their end."""
+    largest = max((plate.size for plate in layout.plates.values()), default=0)
+    return bool(layout.subsampled) or any(len(array) < largest for array in _with_rows(args, kwargs))
+
+
+def check_rows(model: Callable, layout: Layout, z: Sites, args: tuple, kwargs: dict) -> None:
+    """Raise a ValueError for a model whose data do not follow the plates' rows, or lack some of them."""
+    first = layout.first_rows()
+    last = {name: rows + layout.plates[name].size - len(rows) for name, rows in first.items()}
+    # JAX itself takes the last row for an index beyond the end.
+    checked = checkify.checkify(partial(_observed_on, model, layout), errors=checkify.index_checks)
+    on_rows = jit_over_data(checked, args, kwargs)
+    (_, one), (beyond, other) = on_rows(z, first), on_rows(z, last)
+    if message := beyond.get():
+        raise ValueError(beyond_message(layout.plates, message.strip(" .")))
+    disjoint = all(2 * plate.batch_size <= plate.size for plate in layout.subsampled.values())
+    for name, (log_prob, value, _) in one.items():
+        log_prob_there, there, classes = other[name]
+        for size in {plate.size for plate in layout.subsampled.values()}:
+            for array in sources(np.asarray(there), size, _with_rows(args, kwargs)):
+                warn_unused_rows(name, size, len(array))
+                if classes:
+                    check_classes(name, np.asarray(array[:size]), int(classes))
+        if disjoint and _alike(log_prob, log_prob_there):
+            raise ValueError(bypass_message(name, next(iter(layout.subsampled)), "the log densities"))
+        if disjoint and jnp.issubdtype(value.dtype, jnp.inexact) and _alike(value, there):
+            raise ValueError(bypass_message(name, next(iter(layout.subsampled)), "the values"))
+
+
+def _observed_on(
+    model: Callable, layout: Layout, args: tuple, kwargs: dict, z: Sites, batch: Mapping[str, Array]
+) -> dict[str, tuple[Array, Array, Array]]:
+    """Log densities, values and numbers of classes (0: none) of the observed sites inside subsampled plates."""
     conditioned = _constrained(_conditioned(model, layout, batch), z)
     log_probs, model_trace = compute_log_probs(conditioned, args, kwargs, {}, sum_log_prob=False)
     return {
-        name: (log_prob, jnp.asarray(model_trace[name]["value"]))
+        name: (log_prob, jnp.asarray(model_trace[name]["value"]), jnp.int32(number_of_classes(model_trace[name]["fn"])))
         for name, log_prob in log_probs.items()
         if name not in z and any(frame.name in batch for frame in model_trace[name]["cond_indep_stack"])
     }
 
 
-def check_rows(layout: Layout, first: dict[str, tuple], last: dict[str, tuple]) -> None:
-    """Raise a ValueError where `observed_on` is the same on the first and on the last rows of all plates."""
-    plates = layout.subsampled
-    if any(2 * plate.batch_size > plate.size for plate in plates.values()):
-        return
-    for name, (log_prob, value) in first.items():
-        if _alike(log_prob, last[name][0]):
-            raise ValueError(bypass_message(name, next(iter(plates)), "the log densities"))
-        if jnp.issubdtype(value.dtype, jnp.inexact) and _alike(value, last[name][1]):
-            raise ValueError(bypass_message(name, next(iter(plates)), "the values"))
+def _with_rows(args: tuple, kwargs: dict) -> list[Array]:
+    return [leaf for leaf in jax.tree.leaves((args, kwargs)) if isinstance(leaf, Array) and leaf.ndim]
 
 
 def _alike(a: Array, b: Array) -> bool:

@@ -270,6 +270,12 @@ def _look(origin: Origin, data: _Data, rows: int, constant: int | None) -> respo
     unknown = [n for n, s in recorder.trace.items() if s["type"] == "param" and n not in origin.held]
     if unknown:
         raise ValueError(f"the param sites {unknown} of the model have no values: pass params={{{unknown[0]!r}: ...}}")
+    stateless = [n for n, s in recorder.trace.items() if s["type"] == "mutable" and s["value"] is None]
+    if isinstance(error, AssertionError) and stateless:  # the host's network asserts them where its params are given
+        raise ValueError(
+            f"the mutable sites {stateless} of the model have no values, such as the running statistics of batch "
+            "normalisation: pass params=update_batch_norm(model, draw, batches, ...), joined by | to other params"
+        ) from error
     if keys.found:
         raise ValueError(
             "the model draws random keys of its own (numpyro.prng_key, as dropout does), so that a draw has no "

@@ -34,6 +34,15 @@ def _joined(state: SVIState, num_snapshots: Array, kept: Any) -> SnapshotState:
     return SnapshotState(state.optim_state, state.mutable_state, state.rng_key, num_snapshots, kept)
 
 
+def check_is_state(name: str, state: Any, *others: type) -> None:
+    """Raise a TypeError for what is no state, as the result of a run, or its params."""
+    if not isinstance(state, (SnapshotState, *others)):
+        raise TypeError(
+            f"{name} must be a state of this SVI, got {type(state).__name__}: give result.state of result = "
+            "svi.run(...), or the state that svi.update returned"
+        )
+
+
 class SnapshotSVI(SVI):
     """SVI with snapshots; a class of its own says what is kept of them."""
 
@@ -79,6 +88,7 @@ class SnapshotSVI(SVI):
         self, svi_state: SnapshotState, *args: Any, forward_mode_differentiation: bool = False, **kwargs: Any
     ) -> tuple[SnapshotState, Array]:
         """Take a step, as the host's."""
+        check_is_state("svi_state", svi_state)
         forward = {"forward_mode_differentiation": forward_mode_differentiation}
         state, loss = super().update(svi_state, *args, **forward, **kwargs)
         return self._look(svi_state, state, args, kwargs), loss
@@ -87,6 +97,7 @@ class SnapshotSVI(SVI):
         self, svi_state: SnapshotState, *args: Any, forward_mode_differentiation: bool = False, **kwargs: Any
     ) -> tuple[SnapshotState, Array]:
         """Take a step, as the host's; one that the host takes back is no step, and has no snapshot."""
+        check_is_state("svi_state", svi_state)
         forward = {"forward_mode_differentiation": forward_mode_differentiation}
         state, loss = super().stable_update(svi_state, *args, **forward, **kwargs)
         return self._look(svi_state, state, args, kwargs), loss
@@ -108,6 +119,8 @@ class SnapshotSVI(SVI):
         Snapshots are taken between compiled steps, so that these do not carry what is kept.
         """
         check_count("num_steps", num_steps)
+        if init_state is not None:
+            check_is_state("init_state", init_state, SVIState)
         before = 0 if init_state is None else init_state.optim_state[0]
         if not isinstance(before, jax.core.Tracer):
             snapshots.warn_no_snapshot(int(before), num_steps, self.start, self.cycle_length)
@@ -215,6 +228,7 @@ class SnapshotSVI(SVI):
 
     def _check_taken(self, svi_state: SnapshotState) -> int:
         """Number of snapshots; a ValueError without any."""
+        check_is_state("svi_state", svi_state)
         if self.constrain_fn is None:
             raise ValueError("this object does not know the parameters yet: call its init or run first")
         self._check_kept(svi_state.kept)
@@ -224,5 +238,6 @@ class SnapshotSVI(SVI):
 
     def snapshot_steps(self, svi_state: SnapshotState) -> np.ndarray:
         """Numbers of steps after which snapshots were taken, shape (snapshots,)."""
+        check_is_state("svi_state", svi_state)
         step, count = int(svi_state.optim_state[0]), int(svi_state.num_snapshots)
         return snapshots.steps_of(step, count, self.start, self.cycle_length)

@@ -10,8 +10,9 @@ from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.infer.autoguide import AutoNormal
 
-from bnn_ppl.guide_sites import Sites, check_found, check_outside, check_real, check_sites, chooser
+from bnn_ppl.guide_sites import Sites, check_found, check_guide_params, check_outside, check_real, check_sites, chooser
 from bnn_ppl.numpyro.initialization import init_to_prior_center
+from bnn_ppl.responses import check_trained
 
 
 class WeightGuide(AutoNormal):
@@ -68,6 +69,9 @@ class WeightGuide(AutoNormal):
         return f"{name}_{self.prefix}_{kind}"
 
     def _normals(self, params: Mapping[str, Array]) -> dict[str, Any]:
+        check_trained(self)
+        labels = [self._label(name, kind) for name, starts in self._start.items() for kind in starts]
+        check_guide_params(type(self).__name__, params, labels)
         return {
             name: self._normal(**{kind: params[self._label(name, kind)] for kind in starts})
             for name, starts in self._start.items()

@@ -14,6 +14,7 @@ References
 - W. Maddox et al., *A Simple Baseline for Bayesian Uncertainty in Deep Learning*, NeurIPS 2019.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -163,18 +164,69 @@ def _run(model: Callable, values: _Values, params: Mapping, batch: Any, kwargs: 
         model(*args, **keywords)
 
 
+@contextmanager
+def _before_each_layer(visit: Callable[[str, _BatchNorm], None]) -> Iterator[None]:
+    """Call a function of each layer of batch normalisation, and its name in the network, before it runs."""
+    running: list[torch.nn.Module] = []
+
+    def enter(module: torch.nn.Module, inputs: Any) -> None:
+        if torch.compiler.is_compiling():  # which cannot trace a hook such as this
+            return
+        running.append(module)
+        if isinstance(module, _BatchNorm):
+            visit(next(name for name, part in running[0].named_modules() if part is module), module)
+
+    def leave(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling():
+            running.pop()
+
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", r"Using `torch\.compile\(module\)` when there are global hooks")
+        stack.callback(hooks.register_module_forward_pre_hook(enter).remove)
+        stack.callback(hooks.register_module_forward_hook(leave, always_call=True).remove)
+        yield
+
+
+@contextmanager
+def warns_of_statistics() -> Iterator[None]:
+    """Warn, of a model that is predicted, where batch normalisation has no statistics of the training data."""
+    of_batch: dict[str, None] = {}
+    initial: dict[str, None] = {}
+
+    def visit(name: str, layer: _BatchNorm) -> None:
+        if layer.training or layer.running_mean is None:
+            of_batch[name] = None
+        elif not layer.num_batches_tracked and not layer.running_mean.any():
+            initial[name] = None
+
+    with _before_each_layer(visit):
+        yield
+    remedy = "then update_batch_norm(model, draw, batches), for averaged weights or for each draw"
+    if of_batch:
+        warnings.warn(
+            f"the layers of batch normalisation {list(of_batch)} normalise each batch of rows by itself, being in "
+            "training mode or without running statistics, so that predictions depend on row_batch_size: call "
+            f"network.eval(), {remedy}",
+            UserWarning,
+            stacklevel=4,
+        )
+    if initial:
+        warnings.warn(
+            f"the running statistics of the layers of batch normalisation {list(initial)} were never updated: predict "
+            f"after network.eval(), {remedy}",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
 def _look(model: Callable, values: dict[str, Tensor], params: Mapping, batch: Any, kwargs: Mapping) -> dict[str, Any]:
     """Layers of batch normalisation that a model runs, by name in the network that it calls."""
     layers: dict[str, Any] = {}
-    running: list[torch.nn.Module] = []
     sites = _Values(values)
     with ExitStack() as stack:
 
-        def enter(module: torch.nn.Module, inputs: Any) -> None:
-            running.append(module)
-            if not isinstance(module, _BatchNorm):
-                return
-            name = next(name for name, part in running[0].named_modules() if part is module)
+        def visit(name: str, module: _BatchNorm) -> None:
             if layers.setdefault(name, module) is not module:
                 raise ValueError(
                     f"two networks of the model have a layer of batch normalisation called {name!r}: tell them apart "
@@ -184,18 +236,15 @@ def _look(model: Callable, values: dict[str, Tensor], params: Mapping, batch: An
             stack.callback(setattr, module, "training", module.training)
             module.training = False
 
-        def leave(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-            running.pop()
-
-        stack.callback(hooks.register_module_forward_pre_hook(enter).remove)
-        stack.callback(hooks.register_module_forward_hook(leave).remove)
+        stack.enter_context(_before_each_layer(visit))
         try:
             _run(model, sites, params, batch, kwargs)
         finally:
             batch_norm.check_draw(values, sites.shapes)  # of which the model may have failed
     if not layers:
         raise ValueError(
-            "no layer of batch normalisation (torch.nn.BatchNorm1d and its like) runs in the model: leave the call out"
+            "no layer of batch normalisation (torch.nn.BatchNorm1d and its like) runs in the model: leave the call "
+            "out, or, if torch.compile hides it, give a model of the network that is not compiled"
         )
     if without := [name for name, layer in layers.items() if layer.running_mean is None]:
         raise ValueError(

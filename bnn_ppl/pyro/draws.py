@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from pyro import poutine
-from pyro.infer import MCMC
+from pyro.infer import MCMC, SVI
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
@@ -58,7 +58,7 @@ def origin_of(
         responses.check_model(model, "a dict of draws")
         samples = {name: v if isinstance(v, Tensor) else torch.as_tensor(np.asarray(v)) for name, v in source.items()}
         return Origin(model, params, responses.Draws(_shapes(samples), (1, 2)), samples, partial(_take, samples))
-    responses.check_source(source, "pyro")
+    responses.check_source(source, "pyro", SVI)
     params = getattr(source, "averaged_params", {}) | params
     responses.check_model(model, "a guide")
     responses.check_trained(source)

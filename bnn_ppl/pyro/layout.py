@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pyro import distributions as dist
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
@@ -181,6 +182,13 @@ def _check_latents(sites: Mapping[str, dict], plates: Mapping[str, Plate], *, co
             )
     if complete and not latents:
         raise ValueError("the model has no latent sites to sample: every sample statement is observed")
+
+
+def number_of_classes(fn: Any) -> int:
+    """Of a categorical distribution; 0 for others, and for one with a mask, whose values may be anything."""
+    while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
+        fn = fn.base_dist
+    return fn.param_shape[-1] if isinstance(fn, dist.Categorical) else 0
 
 
 def _check_rows(sites: Mapping[str, dict], plates: Mapping[str, Plate], cut: Mapping[str, int]) -> None:

@@ -12,6 +12,7 @@ temperature L divides the log densities of the observed sites by L, and nothing 
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import pyro
 import torch
@@ -21,9 +22,10 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.utils import _pytree as pytree
 
-from bnn_ppl.layout import bypass_message
-from bnn_ppl.pyro.layout import Layout, Sites
+from bnn_ppl.layout import beyond_message, bypass_message, check_classes, sources, warn_unused_rows
+from bnn_ppl.pyro.layout import Layout, Sites, number_of_classes
 from bnn_ppl.pyro.plates import any_number_of_rows
 
 
@@ -36,7 +38,7 @@ class _LogDensity(Messenger):
         self.values = values
         self.batch = batch
         self.terms: dict[str, Tensor] = {}
-        self.observed: dict[str, tuple[Tensor, list[str]]] = {}
+        self.observed: dict[str, tuple[Tensor, list[str], Any]] = {}  # value, plates, and law if it has no mask
         self.latest = "the start of the model"
 
     def _pyro_param(self, msg: dict) -> None:
@@ -53,7 +55,8 @@ class _LogDensity(Messenger):
         elif msg["infer"].get("_deterministic"):
             return
         else:
-            self.observed[name] = msg["value"], [frame.name for frame in msg["cond_indep_stack"]]
+            law = fn if msg["mask"] is None else None
+            self.observed[name] = msg["value"], [frame.name for frame in msg["cond_indep_stack"]], law
         self.latest = f"site {name!r}"
         log_prob = fn.log_prob(msg["value"], *msg["args"], **msg["kwargs"])
         self.terms[name] = scale_and_mask(log_prob, msg["scale"], msg["mask"])
@@ -86,6 +89,10 @@ def _run(
         except RuntimeError as error:
             error.add_note(f"after {density.latest}")
             raise
+        except IndexError as error:
+            if not batch:
+                raise
+            raise ValueError(beyond_message(layout.plates, str(error))) from error
     return density, values
 
 
@@ -149,7 +156,14 @@ def check_rows(model: Callable, layout: Layout, z: Sites, args: tuple, kwargs: d
     first = layout.first_rows()
     last = {name: rows + layout.plates[name].size - len(rows) for name, rows in first.items()}
     one, other = (_run(model, layout, z, rows, args, kwargs)[0] for rows in (first, last))
-    for name, (value, plates) in one.observed.items():
+    leaves = pytree.tree_leaves((args, kwargs))
+    arrays = [leaf.numpy(force=True) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim]
+    for name, (value, plates, law) in one.observed.items():
+        for size in {layout.plates[n].size for n in plates if n in first}:
+            for array in sources(other.observed[name][0].numpy(force=True), size, arrays):
+                warn_unused_rows(name, size, len(array))
+                if classes := number_of_classes(law):
+                    check_classes(name, array[:size], classes)
         disjoint = [n for n in plates if n in first and 2 * len(first[n]) <= layout.plates[n].size]
         if disjoint and _alike(one.terms[name], other.terms[name]):
             raise ValueError(bypass_message(name, disjoint[0], "the log densities"))

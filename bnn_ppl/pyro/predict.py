@@ -31,6 +31,7 @@ from torch.utils import _pytree as pytree
 from bnn_ppl import responses
 from bnn_ppl.layout import check_observation
 from bnn_ppl.predictions import Plan, at_expectation, make_plan, predict_all
+from bnn_ppl.pyro.batch_norm import warns_of_statistics
 from bnn_ppl.pyro.draws import Origin, origin_of
 from bnn_ppl.pyro.layout import plates_of
 from bnn_ppl.pyro.plates import any_number_of_rows
@@ -117,7 +118,8 @@ def predict(
     Warns
     -----
     UserWarning
-        With ``"deterministic"``, if the expected values of weights are all exactly 0, as those of a variance network.
+        With ``"deterministic"``, if the expected values of weights are all exactly 0, as those of a variance network;
+        if batch normalisation runs in training mode, or with running statistics that were never updated.
 
     Notes
     -----
@@ -141,17 +143,18 @@ def predict(
     data = _data(args, kwargs)
     with _undisturbed(data):
         origin = origin_of(source, model, dict(params or {}), scheme, num_draws, seed, args, kwargs)
-        plan = make_plan(
-            partial(_look, origin, data),
-            data.lengths,
-            origin.draws,
-            site=site,
-            scheme=scheme,
-            num_draws=num_draws,
-            row_batch_size=row_batch_size,
-            draw_batch_size=draw_batch_size,
-            seed=seed,
-        )
+        with warns_of_statistics():
+            plan = make_plan(
+                partial(_look, origin, data),
+                data.lengths,
+                origin.draws,
+                site=site,
+                scheme=scheme,
+                num_draws=num_draws,
+                row_batch_size=row_batch_size,
+                draw_batch_size=draw_batch_size,
+                seed=seed,
+            )
         read: Callable[..., dict[str, Tensor]] = partial(origin.read, plan.latent)
         if scheme == "deterministic":
             plan, read = at_expectation(plan, read, to_numpy, Tensor.new_tensor)
@@ -232,6 +235,7 @@ class _Conditions(HoldParams):
             model(*args, **kwargs)
 
     def _pyro_sample(self, msg: dict) -> None:
+        super()._pyro_sample(msg)
         fn = msg["fn"]
         if isinstance(fn, _Subsample):
             msg["value"] = torch.arange(self.rows if fn.size == self.constant else fn.size, device=fn.device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from pyro.infer import MCMC
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
+from torch.distributions import Distribution, Transform
 
 from bnn_ppl.pyro.gradient_noise import gradient_noise as variance_of_gradient
 from bnn_ppl.pyro.gradient_noise import undisturbed
@@ -130,11 +132,33 @@ class HoldParams(Messenger):
             self._own.append((start, start.data))
             start.data = torch.as_tensor(msg["value"]).detach()
 
+    def _pyro_sample(self, msg: dict) -> None:
+        # The parameter itself has its own value again when somebody reads the law in a trace.
+        if self._own:
+            msg["fn"] = _detached(msg["fn"], {id(parameter) for parameter, _ in self._own})
+
     def __exit__(self, *error: Any) -> None:
         for parameter, data in reversed(self._own):
             parameter.data = data
         self._own.clear()
         super().__exit__(*error)
+
+
+def _detached(value: Any, parameters: set[int]) -> Any:
+    """A distribution without these parameters, which are there as tensors of their own; itself if it has none."""
+    if id(value) in parameters:
+        return value.detach()
+    if type(value) in (list, tuple):
+        parts = [_detached(part, parameters) for part in value]
+        return type(value)(parts) if any(a is not b for a, b in zip(parts, value, strict=True)) else value
+    if not isinstance(value, Distribution | Transform):
+        return value
+    changed = {k: new for k, old in vars(value).items() if (new := _detached(old, parameters)) is not old}
+    if not changed:
+        return value
+    found = copy(value)
+    vars(found).update(changed)
+    return found
 
 
 class Replay(HoldParams):
@@ -156,6 +180,7 @@ class Replay(HoldParams):
             return dict(self.trace(model, args, kwargs).nodes)
 
     def _pyro_sample(self, msg: dict) -> None:
+        super()._pyro_sample(msg)
         name, fn = msg["name"], msg["fn"]
         if isinstance(fn, _Subsample):
             if name in self.rows:

@@ -132,6 +132,7 @@ class SWAG(HWASVI):
         learning_rate: float | Callable | None = None,
         **host: Any,
     ):
+        averages.check_swag_rank(rank)
         super().__init__(
             model,
             guide,

@@ -17,6 +17,7 @@ from torch.distributions import constraints
 
 from bnn_ppl.guide_sites import Sites, check_found, check_outside, check_real, check_sites, chooser
 from bnn_ppl.pyro.initialization import init_to_prior_center
+from bnn_ppl.responses import check_trained
 
 
 class WeightGuide(AutoGuide):
@@ -64,6 +65,7 @@ class WeightGuide(AutoGuide):
                 deep_setattr(getattr(self, f"{kind}s"), name, PyroParam(start))
 
     def _normals(self) -> dict[str, Any]:
+        check_trained(self)
         return {
             name: self._normal(**{kind: attrgetter(name)(getattr(self, f"{kind}s")) for kind in self._kinds})
             for name in self._event_dims

@@ -110,6 +110,27 @@ def test_functions_of_networks(full, half):
     assert np.isnan(table.loc["functions", "configurational"])
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (np.zeros(5), r"ndarray of shape \(5,\)"),
+        (np.zeros((7, 3)), r"ndarray of shape \(7, 3\)"),
+        (np.zeros((1, 2, 3)), r"ndarray of shape \(1, 2, 3\)"),
+        (xr.Dataset({"functions": (("chain", "draw", "row"), np.zeros((2, 5, 3)))}), "Dataset"),
+        ("functions", "str"),
+    ],
+)
+def test_functions_that_are_not_of_the_chains(full, half, wrong, words):
+    right = np.random.default_rng(0).normal(size=(2, 5, 3))
+    for name, functions in (("tree", (wrong, right)), ("halved", (right, wrong))):
+        remedy = r"give predict\(mcmc, x, functions=True\)\[\"functions\"\] of both runs"
+        message = rf"functions of {name} must be an array \(chain, draw, ...\) .* chains, 2, got a {words}: {remedy}"
+        with pytest.raises(ValueError, match=message):
+            bias_certificate(full, half, functions=functions)
+    with pytest.raises(ValueError, match=r"functions of tree must be an array .* got a str: give predict"):
+        bias_certificate(full, half, functions=xr.Dataset({"mean": 0.0, "functions": 0.0}))
+
+
 def test_bad_input(full, half):
     with pytest.raises(ValueError, match=r"halved must be a run at half the step size of tree, .* is 1 times that"):
         bias_certificate(full, full)
@@ -121,7 +142,7 @@ def test_bad_input(full, half):
     with pytest.raises(ValueError, match="functions must be those of tree and of halved"):
         bias_certificate(full, functions=[np.zeros((1, 2, 3))] * 2)
     with pytest.raises(ValueError, match=r"functions must be of the same rows in both runs, got \[3, 4\] values"):
-        bias_certificate(full, half, functions=[np.zeros((1, 2, 3)), np.zeros((1, 2, 4))])
+        bias_certificate(full, half, functions=[np.zeros((2, 5, 3)), np.zeros((2, 5, 4))])
     with pytest.raises(ValueError, match="order must be an integer of at least 1, got 0"):
         bias_certificate(full, half, order=0)
     broken = half.copy(deep=True)

@@ -136,6 +136,33 @@ def test_pages(tmp_path, predictions):
         assert picture.width > 1000
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("elbo", "mean ELBO of the draws: -13.5\n"), ("elbo_minibatch", "-13.5, each on a minibatch\n")]
+)
+def test_draws_of_a_guide_are_no_chain(tmp_path, name, words):
+    stats = xr.Dataset({name: (("chain", "draw"), -12.0 - np.arange(4.0)[None])}, attrs={"guide": "AutoNormal"})
+    posterior = xr.Dataset({"w": (("chain", "draw"), np.zeros((1, 4)))})
+    tree = xr.DataTree.from_dict({"posterior": posterior, "sample_stats": stats})
+    drifting = make_values().isel(chain=[0])
+    drifting = drifting.assign(functions=drifting["functions"] + drifting["draw"])
+    for predictions in (None, drifting):
+        text = bnn_ppl.report(tree, predictions, path=tmp_path / "page.html")
+        assert "AutoNormal: 4 independent draws of the guide\n" in text
+        assert words in text
+        assert "convergence of the fit is seen in the losses, not in R-hat." in text
+        assert not any(word in text for word in ("chain", "onverged", "Not judged", "!"))
+        assert ("RMSE" in text) == (predictions is not None)
+
+
+def test_snapshots_are_no_chain():
+    stats = xr.Dataset({"averaging_weight": (("chain", "draw"), np.full((1, 4), 0.25))}, attrs={"guide": "AutoDelta"})
+    posterior = xr.Dataset({"w": (("chain", "draw"), np.zeros((1, 4)))})
+    text = bnn_ppl.report(xr.DataTree.from_dict({"posterior": posterior, "sample_stats": stats}))
+    assert "AutoDelta: 4 snapshots of its training\n" in text
+    assert "seen in the losses" in text
+    assert not any(word in text for word in ("One chain", "independent", "Not judged", "!"))
+
+
 def test_few_draws_are_told(tmp_path):
     few = make_classes().isel(draw=slice(3))
     text = bnn_ppl.report(make_tree(), few, path=tmp_path / "page.png")

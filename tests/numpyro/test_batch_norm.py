@@ -215,6 +215,13 @@ def test_with_svi():
     assert jax.tree.leaves(params["net$params"]) == []
 
 
+def test_predictions_without_statistics():
+    draws, params = {name: value[None] for name, value in sites().items()}, shapes_of(LINEN)
+    message = r"mutable sites \['net\$state'\] of the model have no values, .*: pass params=update_batch_norm\("
+    with pytest.raises(ValueError, match=message):
+        predict(draws, jnp.asarray(X_TEST), model=LINEN, params=params)
+
+
 def test_dropout_is_the_same_in_each_run():
     def model(x, y=None, train=False):
         module = Linen(dropout=0.5)

@@ -235,6 +235,23 @@ def test_bad_input(arguments, message):
         new(**arguments)
 
 
+@pytest.mark.parametrize("cls", [HWA, FGE])
+def test_what_is_no_state(cls):
+    args = averaged.data(HOST)
+    svi = new(AutoDelta, cls, start=1, cycle_length=1)
+    result = svi.run(random.key(0), 2, *args, progress_bar=False)
+    own = ["averaged_guide", "averaged_params", "averaged_moments"] if cls is HWA else ["snapshots", "snapshot_params"]
+    for name in (*own, "averaging_weights", "snapshot_steps", "update", "stable_update"):
+        for given in (result, result.params, None):
+            message = f"svi_state must be a state of this SVI, got {type(given).__name__}: give result.state of"
+            with pytest.raises(TypeError, match=message):
+                getattr(svi, name)(given, *(args if "update" in name else ()))
+    with pytest.raises(
+        TypeError, match=r"init_state must be a state of this SVI, got SVIRunResult: give result\.state"
+    ):
+        svi.run(random.key(0), 2, *args, init_state=result)
+
+
 def test_init_is_not_compiled():
     svi = new()
     with pytest.raises(ValueError, match=r"init looks at the sites of the guide and cannot be compiled: .* jax\.jit"):

@@ -64,6 +64,9 @@ def test_bad_input(cls):
     if cls is SWAG:
         with pytest.raises(ValueError, match="rank must be at least 2, for one deviation tells no covariance, got 1"):
             cls(*pair, start=1, cycle_length=1, rank=1)
+        for rank in (-1, 2.5, False, "20"):
+            with pytest.raises(ValueError, match=f"rank must be an integer of at least 0.* got {rank!r}"):
+                cls(*pair, start=1, cycle_length=1, rank=rank)
 
 
 def test_schedules_in_the_optimiser():

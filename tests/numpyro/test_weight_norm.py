@@ -44,8 +44,7 @@ def test_masses_by_site():
     )
     found = weight_norm(tree)
     assert dict(zip(found["part"].values, found["dimension"].values, strict=True)) == {"all": 500, "a.b": 300, "c": 200}
-    assert abs(found["balance_z"].values[np.isfinite(found["balance_z"].values)]).max() < 4
-    assert np.isnan(found["balance_z"].values).tolist() == [[False] * 3] + [[False, False, True]] * 2
+    assert abs(found["balance_z"].values).max() < 4
     for settings, low, high in (({}, 0, 2), ({"mass": {"a/b": 2.0, "c": 0.7}}, 5, np.inf)):  # 7 / 5 if right
         whole = weight_norm(tree, **settings).sel(part="all")
         squares = ((whole["measured_rate"] - whole["predicted_rate"]) / whole["rate_error"]) ** 2

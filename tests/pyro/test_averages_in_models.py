@@ -8,7 +8,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
+from pyro.nn import PyroModule
 from pyro.optim import SGD, LambdaLR
 
 from bnn_ppl import to_arviz
@@ -50,6 +51,33 @@ def trained(cls, model, guide, steps=12, **settings):
     for _ in range(steps):
         svi.step(X, Y)
     return svi
+
+
+class WithParameters(PyroModule):
+    """A guide whose law is made of parameters as they are, without a copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+        self.scale = torch.nn.Parameter(torch.full((2,), 0.3, dtype=torch.float64))
+
+    def forward(self, x, y=None):
+        pyro.sample("w", dist.Normal(self.loc, self.scale).to_event(1))
+
+
+@pytest.mark.parametrize("guide", [lambda: AutoDiagonalNormal(linear, init_scale=0.3), WithParameters])
+def test_laws_that_hold_parameters_themselves(guide):
+    svi = trained(HWASVI, linear, guide(), covariance="parameters")
+    tree = to_arviz(svi, model_args=(X, Y), num_samples=5)
+    loc, scale = (value.detach() for value in svi.averaged_params().values())
+    w = torch.tensor(tree["posterior"]["w"].values[0])
+    log_p = dist.Normal(0.0, 1.0).log_prob(w).sum(-1) + dist.Normal(w @ X.T, 1.0).log_prob(Y).sum(-1)
+    expected = log_p - dist.Normal(loc, scale).log_prob(w).sum(-1)
+    np.testing.assert_allclose(tree["sample_stats"]["elbo"].values[0], expected, rtol=1e-9)
+    assert not torch.allclose(loc, next(iter(svi.guide.parameters())))
+    pyro.clear_param_store()
+    law = trained(HWASVI, linear, guide(), covariance="iterate").averaged_moments()  # whose locations move
+    assert all((variance > 0).all() for _, variance in law.values())
 
 
 def test_median_of_averaged_parameters():

@@ -129,3 +129,12 @@ def test_bad_input(arguments, message):
 
     with pytest.raises(ValueError, match=message):
         AutoVarianceNetwork(model, **arguments)()
+
+
+def test_before_training():
+    guide = AutoVarianceNetwork(lambda: pyro.sample("w", dist.Normal(0.0, 1.0)))
+    for ask in (guide.median, guide.sample_posterior, lambda: guide.quantiles([0.5])):
+        with pytest.raises(
+            ValueError, match="the guide AutoVarianceNetwork has not been trained: run SVI with it first"
+        ):
+            ask()

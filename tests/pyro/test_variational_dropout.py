@@ -164,3 +164,12 @@ def test_beside_a_guide_of_the_host():
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         AutoVariationalDropout(mixed, **arguments)(torch.arange(4.0, dtype=torch.float64))
+
+
+def test_before_training():
+    guide = AutoVariationalDropout(lambda: pyro.sample("w", ImproperLogUniform()))
+    for ask in (guide.log_alpha, guide.median, guide.sample_posterior, lambda: guide.quantiles([0.5])):
+        with pytest.raises(
+            ValueError, match="the guide AutoVariationalDropout has not been trained: run SVI with it first"
+        ):
+            ask()
