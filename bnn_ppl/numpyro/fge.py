@@ -81,7 +81,7 @@ class FGE(SnapshotSVI):
             **host,
         )
 
-    def _empty(self, params: dict, args: tuple, kwargs: dict) -> Any:
+    def _empty(self, params: dict, mutable: dict, args: tuple, kwargs: dict) -> Any:
         return jax.tree.map(lambda x: jnp.zeros((self.num_snapshots, *x.shape), x.dtype), params)
 
     def _add(self, kept: Any, number: Array, params: dict, args: tuple, kwargs: dict) -> Any:

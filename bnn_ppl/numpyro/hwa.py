@@ -130,11 +130,11 @@ class HWASVI(SnapshotSVI):
         self.multiplier = multiplier
         self._supports: dict[str, Any] = {}
 
-    def _empty(self, params: dict, args: tuple, kwargs: dict) -> Averages:
+    def _empty(self, params: dict, mutable: dict, args: tuple, kwargs: dict) -> Averages:
         laws: dict[str, Law] = {}
         if self.covariance != "parameters":
-            held = self.constrain_fn(params)
-            moved = self.constrain_fn(jax.tree.map(lambda x: x + 0.01, params))
+            held = self.constrain_fn(params) | mutable
+            moved = self.constrain_fn(jax.tree.map(lambda x: x + 0.01, params)) | mutable
             found = find_laws(self.model, self._bare_guide, held, moved, args, kwargs)
             averages.check_locations(found.supports, found.fixed, found.refused, self.covariance)
             self._supports = found.supports

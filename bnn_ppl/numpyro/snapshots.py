@@ -67,8 +67,11 @@ class SnapshotSVI(SVI):
         self.cycle_length = cycle_length
         super().__init__(model, guide, optim, loss, **host)
 
-    def _empty(self, params: dict, args: tuple, kwargs: dict) -> Any:
-        """What is kept before the first snapshot; `params` are unconstrained, the arguments those of the guide."""
+    def _empty(self, params: dict, mutable: dict, args: tuple, kwargs: dict) -> Any:
+        """What is kept before the first snapshot; the arguments are those of the guide.
+
+        `params` are unconstrained, `mutable` values of the ``mutable`` sites.
+        """
         raise NotImplementedError
 
     def _check_kept(self, kept: Any) -> None:
@@ -206,7 +209,8 @@ class SnapshotSVI(SVI):
         return _joined(svi_state, count, kept), losses
 
     def _begin(self, state: SVIState, args: tuple, kwargs: dict) -> SnapshotState:
-        kept = self._empty(self.optim.get_params(state.optim_state), args, self._of_guide(kwargs))
+        mutable = jax.tree.map(lambda value: value, state.mutable_state or {})  # which networks write into
+        kept = self._empty(self.optim.get_params(state.optim_state), mutable, args, self._of_guide(kwargs))
         return _joined(state, jnp.zeros((), jnp.int32), kept)
 
     def _of_guide(self, kwargs: dict) -> dict:

@@ -140,7 +140,7 @@ class SWAG(HWASVI):
             **host,
         )
 
-    def _empty(self, params: dict, args: tuple, kwargs: dict) -> Averages:
-        kept = super()._empty(params, args, kwargs)
+    def _empty(self, params: dict, mutable: dict, args: tuple, kwargs: dict) -> Averages:
+        kept = super()._empty(params, mutable, args, kwargs)
         averages.check_points([name for name, support in self._supports.items() if support is None])
         return kept

@@ -7,14 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 import torch
 from flax import linen, nnx
 from jax import random
 from numpyro.contrib.module import flax_module, random_flax_module, random_nnx_module
 from numpyro.infer import SVI, Predictive, Trace_ELBO
+from numpyro.infer.autoguide import AutoDelta
 
-from bnn_ppl.numpyro import predict
+from bnn_ppl.numpyro import SWAG, predict
 from bnn_ppl.numpyro.batch_norm import update_batch_norm
 from tests.batch_norm import CUTS, X_TEST, N, averaged, draw_weights, forward
 from tests.batch_norm import X as X_NUMPY
@@ -124,6 +126,22 @@ def test_any_momentum(momenta):
     model = model_of(partial(linen_net, momenta=momenta))
     loose = partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5)
     check(update_batch_norm(model, sites(), BATCHES, train=True), close=loose)
+
+
+@both
+def test_swag_on_the_path_of_svi(kind):
+    """Looking for the laws of the guide runs the network, which writes into its statistics."""
+    model = model_of(NETWORKS[kind][0])
+    arguments = (model, AutoDelta(model), optax.sgd(1e-4), Trace_ELBO())
+    svi = SWAG(*arguments, start=2, cycle_length=2, rank=3)
+    result, plain = (s.run(random.key(0), 8, X, Y, train=True, progress_bar=False) for s in (svi, SVI(*arguments)))
+    assert int(result.state.num_snapshots) == 4
+    jax.tree.map(np.testing.assert_array_equal, result.params, plain.params)
+    ours, hosts = (NETWORKS[kind][2](r.state.mutable_state) for r in (result, plain))
+    for name, statistic in [("1", "mean"), ("1", "var"), ("4", "mean"), ("4", "var")]:
+        np.testing.assert_array_equal(ours[name][statistic], hosts[name][statistic])
+    statistics = update_batch_norm(model, svi.averaged_guide(result.state).median(), BATCHES, train=True)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(statistics))
 
 
 def test_nnx_module_and_other_state_stay_as_they_are():
