@@ -141,7 +141,7 @@ def test_swag_on_the_path_of_svi(kind):
     for name, statistic in [("1", "mean"), ("1", "var"), ("4", "mean"), ("4", "var")]:
         np.testing.assert_array_equal(ours[name][statistic], hosts[name][statistic])
     statistics = update_batch_norm(model, svi.averaged_guide(result.state).median(), BATCHES, train=True)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(statistics))
+    assert np.isfinite(NETWORKS[kind][2](statistics)["4"]["var"]).all()
 
 
 def test_nnx_module_and_other_state_stay_as_they_are():
