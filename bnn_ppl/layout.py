@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,13 +176,13 @@ def beyond_message(plates: Mapping[str, Plate], detail: str) -> str:
     )
 
 
-def sources(values: np.ndarray, size: int, arrays: Iterable[Any]) -> list[Any]:
+def sources(values: np.ndarray, size: int, arrays: Iterable[Any], to_numpy: Callable = np.asarray) -> list[Any]:
     """Arguments that have these observations, not all of them equal, as the last ones of `size` rows."""
     first = size - len(values)
     if first < 0 or not (values != values[:1]).any():
         return []
     fitting = [array for array in arrays if len(array) >= size and array.shape[1:] == values.shape[1:]]
-    return [array for array in fitting if np.array_equal(np.asarray(array[first:size]), values)]
+    return [array for array in fitting if np.array_equal(to_numpy(array[first:size]), values)]
 
 
 def warn_unused_rows(name: str, size: int, rows: int) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -156,19 +157,22 @@ def check_rows(model: Callable, layout: Layout, z: Sites, args: tuple, kwargs: d
     first = layout.first_rows()
     last = {name: rows + layout.plates[name].size - len(rows) for name, rows in first.items()}
     one, other = (_run(model, layout, z, rows, args, kwargs)[0] for rows in (first, last))
-    leaves = pytree.tree_leaves((args, kwargs))
-    arrays = [leaf.numpy(force=True) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim]
+    arrays = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim]
     for name, (value, plates, law) in one.observed.items():
         for size in {layout.plates[n].size for n in plates if n in first}:
-            for array in sources(other.observed[name][0].numpy(force=True), size, arrays):
+            for array in sources(_to_numpy(other.observed[name][0]), size, arrays, _to_numpy):
                 warn_unused_rows(name, size, len(array))
                 if classes := number_of_classes(law):
-                    check_classes(name, array[:size], classes)
+                    check_classes(name, _to_numpy(array[:size]), classes)
         disjoint = [n for n in plates if n in first and 2 * len(first[n]) <= layout.plates[n].size]
         if disjoint and _alike(one.terms[name], other.terms[name]):
             raise ValueError(bypass_message(name, disjoint[0], "the log densities"))
         if disjoint and value.is_floating_point() and _alike(value, other.observed[name][0]):
             raise ValueError(bypass_message(name, disjoint[0], "the values"))
+
+
+def _to_numpy(value: Tensor) -> np.ndarray:
+    return value.numpy(force=True)
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
