@@ -151,9 +151,10 @@ def _detached(value: Any, parameters: set[int]) -> Any:
     if type(value) in (list, tuple):
         parts = [_detached(part, parameters) for part in value]
         return type(value)(parts) if any(a is not b for a, b in zip(parts, value, strict=True)) else value
-    if not isinstance(value, Distribution | Transform):
+    if not isinstance(value, Distribution | Transform) or isinstance(value, torch.nn.Module):
         return value
-    changed = {k: new for k, old in vars(value).items() if (new := _detached(old, parameters)) is not old}
+    inside = {k: old for k, old in vars(value).items() if k != "_inv"}  # an inverse, which leads back here
+    changed = {k: new for k, old in inside.items() if (new := _detached(old, parameters)) is not old}
     if not changed:
         return value
     found = copy(value)
