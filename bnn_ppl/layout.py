@@ -178,6 +178,8 @@ def beyond_message(plates: Mapping[str, Plate], detail: str) -> str:
 
 def sources(values: np.ndarray, size: int, arrays: Iterable[Any], to_numpy: Callable = np.asarray) -> list[Any]:
     """Arguments that have these observations, not all of them equal, as the last ones of `size` rows."""
+    if not values.ndim:  # one number for all rows
+        return []
     first = size - len(values)
     if first < 0 or not (values != values[:1]).any():
         return []

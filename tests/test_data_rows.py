@@ -44,6 +44,19 @@ def test_too_few_rows(backend, size, rows):
         assert "give as many rows of each array, x and y alike" in text
 
 
+def test_one_observation_for_all_rows(backend):
+    """A number in the place of observations, as the ones trick has it, has no rows to look at."""
+    host, dist = backend.host, backend.host.distributions
+
+    def model(x):
+        w = host.sample("w", dist.Normal(backend.array(np.zeros(2, np.float32)), 1.0).to_event(1))
+        with host.plate("data", len(x), subsample_size=B) as index:
+            host.sample("one", dist.Bernoulli(logits=x[index] @ w), obs=backend.array(np.ones(B, np.float32))[0])
+
+    draws, _ = backend.run(backend.kernels.SGLD(model, step_size=1e-4), X)
+    assert np.isfinite(draws["w"]).all()
+
+
 def test_too_many_rows(backend):
     with pytest.warns(UserWarning, match=r"data of observed site 'y' have 40 rows and its plate has 20, so that the"):
         backend.run(regression(backend, B), X[:20], Y)
