@@ -124,28 +124,3 @@ def test_bad_input(arguments, message):
 
     with pytest.raises(ValueError, match=message), handlers.seed(rng_seed=0):
         AutoVarianceNetwork(model, **arguments)()
-
-
-def test_before_training_and_with_other_params():
-    guide = AutoVarianceNetwork(lambda: numpyro.sample("w", dist.Normal(0.0, 1.0)))
-    asks = [
-        guide.median,
-        lambda params: guide.quantiles(params, [0.5]),
-        lambda params: guide.sample_posterior(random.key(0), params),
-    ]
-    for ask in asks:
-        with pytest.raises(
-            ValueError, match="the guide AutoVarianceNetwork has not been trained: run SVI with it first"
-        ):
-            ask({})
-    svi = SVI(guide.model, guide, optax.sgd(0.1), TraceMeanField_ELBO())
-    result = svi.run(random.key(0), 1, progress_bar=False)
-    for ask in asks:
-        assert jnp.isfinite(jax.tree.leaves(ask(result.params))[0]).all()
-        for given in (result, None):
-            with pytest.raises(
-                TypeError, match=f"params must be a dict .* got {type(given).__name__}: .*result.params"
-            ):
-                ask(given)
-        with pytest.raises(ValueError, match=r"no values for \['w_auto_sigma'\].* for \['v'\]: give"):
-            ask({"v": 1.0})

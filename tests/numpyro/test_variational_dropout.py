@@ -1,5 +1,7 @@
 """Variational dropout in NumPyro's SVI; mirrors tests/pyro/test_variational_dropout.py."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ from numpyro.infer import SVI, TraceMeanField_ELBO
 from numpyro.infer.autoguide import AutoGuideList, AutoNormal
 from numpyro.infer.initialization import init_to_value
 
-from bnn_ppl.numpyro import AutoVariationalDropout, ImproperLogUniform, predict
+from bnn_ppl.numpyro import AutoVarianceNetwork, AutoVariationalDropout, ImproperLogUniform, predict
 from tests import dropout
 
 
@@ -133,18 +135,20 @@ def test_bad_input(arguments, message):
         AutoVariationalDropout(mixed, **arguments)(jnp.arange(4.0))
 
 
-def test_before_training_and_with_other_params():
-    guide = AutoVariationalDropout(lambda: numpyro.sample("w", ImproperLogUniform()))
+@pytest.mark.parametrize(
+    ("cls", "names"),
+    [(AutoVariationalDropout, ["w_auto_loc", "w_auto_log_alpha"]), (AutoVarianceNetwork, ["w_auto_sigma"])],
+)
+def test_before_training_and_with_other_params(cls, names):
+    guide = cls(lambda: numpyro.sample("w", ImproperLogUniform()))
     asks = [
-        guide.log_alpha,
+        *([guide.log_alpha] if cls is AutoVariationalDropout else []),
         guide.median,
         lambda params: guide.quantiles(params, [0.5]),
         lambda params: guide.sample_posterior(random.key(0), params),
     ]
     for ask in asks:
-        with pytest.raises(
-            ValueError, match="the guide AutoVariationalDropout has not been trained: run SVI with it first"
-        ):
+        with pytest.raises(ValueError, match=f"the guide {cls.__name__} has not been trained: run SVI with it first"):
             ask({})
     svi = SVI(guide.model, guide, optax.sgd(0.1), TraceMeanField_ELBO())
     result = svi.run(random.key(0), 1, progress_bar=False)
@@ -155,5 +159,5 @@ def test_before_training_and_with_other_params():
                 TypeError, match=f"params must be a dict .* got {type(given).__name__}: .*result.params"
             ):
                 ask(given)
-        with pytest.raises(ValueError, match=r"no values for \['w_auto_loc', 'w_auto_log_alpha'\].* for \['v'\]: give"):
+        with pytest.raises(ValueError, match=rf"no values for {re.escape(str(names))}.* for \['v'\]: give"):
             ask({"v": 1.0})
