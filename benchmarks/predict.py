@@ -3,15 +3,15 @@
     python benchmarks/predict.py [--backend numpyro|pyro] [--draws 1000] [--rows 10000] [--rounds 3]
 
 The network is the MLP of the benchmark (79,510 weights, 0.32 MB a draw), on random rows. The contestants take turns for
-some rounds and keep their fastest; ratios are to (a), one forward pass of all rows per draw. Memory is the peak of a
-process of its own, before and after `predict`, with the draws and the data in it.
+some rounds and keep their fastest; ratios are to (a), one forward pass of all rows per draw. Memory is that of a
+process of its own with the draws and the data in it, before `predict`, and at its peak while that runs (on Linux).
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from networks import INPUTS, SHAPES, forward_jax, forward_torch
@@ -34,7 +34,7 @@ def numpyro_contestants(draws: int, rows: int) -> dict[str, Callable[[], int]]:
     from bnn_ppl.numpyro import predict
 
     forward = forward_jax("mlp")
-    w, x, y = jax.tree.map(jnp.asarray, arrays(draws, rows))
+    w, x, y = jax.block_until_ready(jax.tree.map(jnp.asarray, arrays(draws, rows)))
 
     def model(x, y):
         w = {k: numpyro.sample(k, dist.Normal(0, 1).expand(s).to_event(len(s))) for k, s in SHAPES["mlp"].items()}
@@ -113,9 +113,10 @@ def pyro_contestants(draws: int, rows: int) -> dict[str, Callable[[], int]]:
 CONTESTANTS = {"numpyro": numpyro_contestants, "pyro": pyro_contestants}
 
 
-def peak() -> int:
-    """Of this process, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+def memory(field: str) -> int:
+    """Of this process in MB: ``"VmRSS"`` now, ``"VmHWM"`` at the peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) // 1024
 
 
 def main() -> None:
@@ -128,9 +129,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.memory_of:
         found = CONTESTANTS[options.memory_of](options.draws, options.rows)
-        before = peak()
+        before = memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak anew, without that of making the draws
         found["(c) predict"]()
-        print(before, peak())
+        print(before, memory("VmHWM"))
         return
     size = ["--draws", str(options.draws), "--rows", str(options.rows)]
     for backend in options.backend:
@@ -142,7 +144,7 @@ def main() -> None:
         print("| contestant | time / (a) |\n| --- | --- |")
         for name, seconds in best.items():
             print(f"| {name} | {seconds / floor:.2f} |")
-        print(f"\nPeak memory: {before} MB with draws and data, {after} MB after predict.")
+        print(f"\nMemory: {before} MB with draws and data, at most {after} MB in predict.")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 import torch
 import xarray as xr
 from scipy import stats
-from scipy.special import entr, logsumexp
+from scipy.special import entr, logsumexp, softmax
 
 from bnn_ppl import diagnostics, predictions
 from tests.predicted import (
@@ -199,6 +199,24 @@ def test_an_impossible_observation_has_density_zero(host):
         found = host.predict(LINEAR, *on(host, X, y), model=in_plate(host, response), draw_batch_size=5)
     np.testing.assert_array_equal(found["log_density"], np.where(y, 0.0, -np.inf))
     np.testing.assert_array_equal(found["mean_entropy"], 0.0)
+
+
+@pytest.mark.parametrize("given", ["logits", "probs"])
+def test_class_probabilities_of_single_precision(host, given):
+    """They sum to one also where the logits are large."""
+
+    def response(f):
+        scores = host.array(np.array([0.0, 1.0, 3.0], np.float32)) * f[..., None]
+        positive = scores**2 + 2.0
+        normalised = positive / positive.sum(-1)[..., None]
+        return host.dist.Categorical(**{given: scores + 1e4 if given == "logits" else normalised})
+
+    draws, x = {"w": LINEAR["w"].astype(np.float32)}, X.astype(np.float32)
+    found = host.predict(draws, host.array(x), None, model=in_plate(host, response), functions=True)
+    f = (draws["w"] @ x.T).astype(np.float64)[..., None] * [0.0, 1.0, 3.0]
+    expected = softmax(f, -1) if given == "logits" else (f**2 + 2) / (f**2 + 2).sum(-1, keepdims=True)
+    np.testing.assert_allclose(found["functions"].sum("class"), 1.0, rtol=3e-7)
+    np.testing.assert_allclose(found["functions"], expected, rtol=5e-3 if given == "logits" else 1e-5)
 
 
 # ---- speed and memory

@@ -333,14 +333,21 @@ def _is_one_hot(fn: Any) -> bool:
     return isinstance(_base(fn), torch.distributions.OneHotCategorical)
 
 
+def _class_probabilities(categorical: Any) -> Tensor:
+    if "logits" not in vars(categorical):
+        return categorical.probs
+    unnormalised = categorical.logits.exp()  # torch's softmax over few classes takes ten times as long
+    return unnormalised / unnormalised.sum(-1, keepdim=True)
+
+
 def _moments(fn: Any, response: responses.Site) -> dict[str, Tensor]:
     """Class probabilities and their entropy, or mean and variance, with the rows first."""
     base, shape = _base(fn), fn.shape()
     if _is_one_hot(fn):
-        by_row = base.probs.expand(shape).movedim(response.axis, 0)
+        by_row = _class_probabilities(base._categorical).expand(shape).movedim(response.axis, 0)
     elif isinstance(base, torch.distributions.Categorical | torch.distributions.Bernoulli):
         binary = isinstance(base, torch.distributions.Bernoulli)
-        probabilities = torch.stack([1 - base.probs, base.probs], -1) if binary else base.probs
+        probabilities = torch.stack([1 - base.probs, base.probs], -1) if binary else _class_probabilities(base)
         by_row = probabilities.expand(*shape, probabilities.shape[-1]).movedim(response.axis - 1, 0)
     else:
         try:

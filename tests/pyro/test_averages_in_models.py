@@ -1,14 +1,16 @@
 """Averages where models and guides have parameters, modules and arguments of their own, on Pyro."""
 
 import io
+from functools import partial
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions.transforms import iterated, spline
 from pyro.infer import SVI, Predictive, Trace_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoIAFNormal, AutoNormal, AutoNormalizingFlow
 from pyro.nn import PyroModule
 from pyro.optim import SGD, LambdaLR
 
@@ -78,6 +80,32 @@ def test_laws_that_hold_parameters_themselves(guide):
     pyro.clear_param_store()
     law = trained(HWASVI, linear, guide(), covariance="iterate").averaged_moments()  # whose locations move
     assert all((variance > 0).all() for _, variance in law.values())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [partial(AutoIAFNormal, hidden_dim=[8]), lambda model: AutoNormalizingFlow(model, partial(iterated, 1, spline))],
+)
+def test_elbo_of_an_averaged_flow(make):
+    """The averages have left its parameters when the density is asked for: its cache has that of the draw."""
+    guide = make(linear)
+    svi = HWASVI(linear, guide, SGD({"lr": 0.01}), Trace_ELBO(), start=4, cycle_length=2, covariance="parameters")
+    x, y = X.float(), Y.float()
+    for _ in range(12):
+        svi.step(x, y)
+    tree = to_arviz(svi, model_args=(x, y), num_samples=5)
+    w = torch.tensor(tree["posterior"]["w"].values[0])
+    log_p = dist.Normal(0.0, 1.0).log_prob(w).sum(-1) + dist.Normal(w @ x.T, 1.0).log_prob(y).sum(-1)
+
+    def elbo():
+        return [float(p - guide.get_posterior().log_prob(value).detach()) for p, value in zip(log_p, w, strict=True)]
+
+    at_the_end = elbo()
+    for name, value in svi.averaged_params().items():
+        guide.get_parameter(name.replace("$$$", ".").removeprefix(f"{type(guide).__name__}.")).data = value
+    found = tree["sample_stats"]["elbo"].values[0]
+    np.testing.assert_allclose(found, elbo(), rtol=1e-5)
+    assert not np.allclose(found, at_the_end, rtol=1e-3)
 
 
 def test_median_of_averaged_parameters():
