@@ -112,7 +112,8 @@ def to_arviz(
     -----
     UserWarning
         If draws diverged, which NumPyro cannot tell while it samples; if the noise of the minibatch gradients dominates
-        the injected noise; or where draws do not fill the last cycle of `bnn_ppl.schedules.Cyclical`.
+        the injected noise; or where draws do not fill the last cycle of `bnn_ppl.schedules.Cyclical`. On Pyro, with
+        `log_likelihood` or `posterior_predictive`, if batch normalisation has no statistics of the training data.
 
     Notes
     -----

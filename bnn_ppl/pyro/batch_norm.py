@@ -189,7 +189,7 @@ def _before_each_layer(visit: Callable[[str, _BatchNorm], None]) -> Iterator[Non
 
 
 @contextmanager
-def warns_of_statistics() -> Iterator[None]:
+def warns_of_statistics(stacklevel: int = 4) -> Iterator[None]:
     """Warn, of a model that is predicted, where batch normalisation has no statistics of the training data."""
     of_batch: dict[str, None] = {}
     initial: dict[str, None] = {}
@@ -206,17 +206,17 @@ def warns_of_statistics() -> Iterator[None]:
     if of_batch:
         warnings.warn(
             f"the layers of batch normalisation {list(of_batch)} normalise each batch of rows by itself, being in "
-            "training mode or without running statistics, so that predictions depend on row_batch_size: call "
-            f"network.eval(), {remedy}",
+            "training mode or without running statistics, so that predictions depend on the rows that are evaluated "
+            f"together: call network.eval(), {remedy}",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
     if initial:
         warnings.warn(
             f"the running statistics of the layers of batch normalisation {list(initial)} were never updated: predict "
             f"after network.eval(), {remedy}",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
 

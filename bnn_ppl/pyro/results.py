@@ -1,7 +1,7 @@
 """What a finished Pyro MCMC holds, and a model replayed on draws, as NumPy arrays for `bnn_ppl.export`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from functools import partial
 from typing import Any
@@ -357,9 +357,17 @@ def evaluator(results: Results, what: str, names: Sequence[str], seed: int) -> C
     ------
     ValueError
         If draws of latent sites are missing.
+
+    Warns
+    -----
+    UserWarning
+        If batch normalisation runs in training mode, or with running statistics that were never updated.
     """
+    from bnn_ppl.pyro.batch_norm import warns_of_statistics  # which imports this
+
     if what != "observed":
         _check_complete(results, f"{what}=True:")
+    checks = [warns_of_statistics(stacklevel=6)]
     numbers = {name: i for i, name in enumerate(results.sites)}
 
     def evaluate(wanted: Sequence[str], rows: Mapping[str, np.ndarray], chunk: Mapping[str, int]) -> dict:
@@ -376,7 +384,8 @@ def evaluator(results: Results, what: str, names: Sequence[str], seed: int) -> C
         if what == "observed":
             with random_state_kept():
                 return {name: to_numpy(value) for name, value in replay(0, 0).items()}
-        return _over_draws(results, replay)
+        with checks.pop() if checks else nullcontext():  # the first chunk tells
+            return _over_draws(results, replay)
 
     return evaluate
 

@@ -6,10 +6,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
 from torch.nn.modules import module as hooks
 
+from bnn_ppl import to_arviz
 from bnn_ppl.pyro import predict, update_batch_norm
-from tests.pyro.batch_norm import BATCHES, EQUAL, X, model_of, network, sites
+from tests.pyro.batch_norm import BATCHES, EQUAL, X, Y, model_of, network, sites
 
 
 def sites_of_two():
@@ -32,7 +35,8 @@ def test_predictions_by_the_statistics_of_a_batch_are_told(norm):
     net[4].train(not norm)
     (words,) = predicted(net)[1]
     assert "layers of batch normalisation ['1', '4'] normalise each batch of rows by itself" in words
-    assert "depend on row_batch_size: call network.eval(), then update_batch_norm(model, draw, batches)" in words
+    assert "depend on the rows that are evaluated together: call network.eval()" in words
+    assert "then update_batch_norm(model, draw, batches)" in words
 
 
 def test_statistics_that_were_never_updated_are_told():
@@ -49,6 +53,29 @@ def test_statistics_that_were_never_updated_are_told():
     one, told = predicted(net)
     assert not told
     EQUAL(one, predict(sites_of_two(), X, model=model, row_batch_size=None)["mean"])
+
+
+def test_exported_log_likelihoods_tell_too():
+    net = network()
+    model = model_of(net)
+    guide = AutoNormal(model)
+    svi = SVI(model, guide, pyro.optim.SGD({"lr": 1e-3}), Trace_ELBO())
+    svi.step(X, Y, subsample_size=3)
+    update_batch_norm(model, sites(), BATCHES)
+
+    def told(**groups):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            to_arviz(svi, model_args=(X, Y), model_kwargs={"subsample_size": 3}, num_samples=2, **groups)
+        assert {warning.filename for warning in caught} <= {__file__}
+        return [str(warning.message) for warning in caught]
+
+    assert not told(log_likelihood=True, posterior_predictive=True)
+    net[1].train()
+    assert not told()
+    (words,) = told(log_likelihood=True)
+    assert "layers of batch normalisation ['1'] normalise each batch of rows by itself" in words
+    assert told(posterior_predictive=True) == [words]
 
 
 def test_a_network_that_fails_leaves_no_hooks_behind():
