@@ -3,14 +3,16 @@
 import re
 import warnings
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from tests.backends import NumPyro, Pyro, message
 
 N, B = 40, 8
 X = np.linspace(-1.0, 1.0, 2 * N, dtype=np.float32).reshape(N, 2)
-Y = X @ np.array([1.0, -1.0], np.float32)
+Y = X @ np.array([1.0, -0.5], np.float32)
 LABELS = np.arange(N) * 7 % 3
 
 
@@ -55,6 +57,17 @@ def test_one_observation_for_all_rows(backend):
 
     draws, _ = backend.run(backend.kernels.SGLD(model, step_size=1e-4), X)
     assert np.isfinite(draws["w"]).all()
+
+
+def test_observations_in_bfloat16(backend):
+    """Which NumPy does not have."""
+    y = jnp.asarray(Y, jnp.bfloat16) if backend is NumPyro else torch.tensor(Y).bfloat16()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draws, _ = backend.run(regression(backend, B), X, y)
+    assert np.isfinite(draws["w"]).all()
+    with pytest.warns(UserWarning, match=r"data of observed site 'y' have 40 rows and its plate has 20, so that the"):
+        backend.run(regression(backend, B), X[:20], y)
 
 
 def test_too_many_rows(backend):

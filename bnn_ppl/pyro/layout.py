@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import distributions as dist
 from pyro import poutine
@@ -325,3 +326,11 @@ def warn_not_finite(args: tuple, kwargs: dict) -> None:
             continue  # a sum is several times faster to look at than all values
         if not bool(torch.isfinite(leaf).all()):
             warn_data(tuple(leaf.shape))
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """A tensor as NumPy, not copied where it is on the CPU."""
+    if not isinstance(value, Tensor):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    return (value.float() if value.dtype is torch.bfloat16 else value).numpy()

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -26,7 +25,7 @@ from torch.distributions import Distribution
 from torch.utils import _pytree as pytree
 
 from bnn_ppl.layout import beyond_message, bypass_message, check_classes, sources, warn_unused_rows
-from bnn_ppl.pyro.layout import Layout, Sites, number_of_classes
+from bnn_ppl.pyro.layout import Layout, Sites, number_of_classes, to_numpy
 from bnn_ppl.pyro.plates import any_number_of_rows
 
 
@@ -160,19 +159,15 @@ def check_rows(model: Callable, layout: Layout, z: Sites, args: tuple, kwargs: d
     arrays = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim]
     for name, (value, plates, law) in one.observed.items():
         for size in {layout.plates[n].size for n in plates if n in first}:
-            for array in sources(_to_numpy(other.observed[name][0]), size, arrays, _to_numpy):
+            for array in sources(to_numpy(other.observed[name][0]), size, arrays, to_numpy):
                 warn_unused_rows(name, size, len(array))
                 if classes := number_of_classes(law):
-                    check_classes(name, _to_numpy(array[:size]), classes)
+                    check_classes(name, to_numpy(array[:size]), classes)
         disjoint = [n for n in plates if n in first and 2 * len(first[n]) <= layout.plates[n].size]
         if disjoint and _alike(one.terms[name], other.terms[name]):
             raise ValueError(bypass_message(name, disjoint[0], "the log densities"))
         if disjoint and value.is_floating_point() and _alike(value, other.observed[name][0]):
             raise ValueError(bypass_message(name, disjoint[0], "the values"))
-
-
-def _to_numpy(value: Tensor) -> np.ndarray:
-    return value.numpy(force=True)
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

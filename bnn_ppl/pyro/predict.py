@@ -33,9 +33,9 @@ from bnn_ppl.layout import check_observation
 from bnn_ppl.predictions import Plan, at_expectation, make_plan, predict_all
 from bnn_ppl.pyro.batch_norm import warns_of_statistics
 from bnn_ppl.pyro.draws import Origin, origin_of
-from bnn_ppl.pyro.layout import plates_of
+from bnn_ppl.pyro.layout import plates_of, to_numpy
 from bnn_ppl.pyro.plates import any_number_of_rows
-from bnn_ppl.pyro.results import HoldParams, to_numpy
+from bnn_ppl.pyro.results import HoldParams
 
 _WRAPPERS = (dist.ExpandedDistribution, torch.distributions.Independent, dist.MaskedDistribution)
 

@@ -20,18 +20,10 @@ from torch.distributions import Distribution, Transform
 from bnn_ppl.pyro.gradient_noise import gradient_noise as variance_of_gradient
 from bnn_ppl.pyro.gradient_noise import undisturbed
 from bnn_ppl.pyro.kernel import StochasticGradientKernel
-from bnn_ppl.pyro.layout import plates_of
+from bnn_ppl.pyro.layout import plates_of, to_numpy
 from bnn_ppl.pyro.plates import FullData, any_number_of_rows
 from bnn_ppl.pyro.potential import potential_energy
 from bnn_ppl.results import Results, Site, bound_arguments, missing_latents
-
-
-def to_numpy(value: Any) -> np.ndarray:
-    """A tensor as NumPy, not copied where it is on the CPU."""
-    if not isinstance(value, Tensor):
-        return np.asarray(value)
-    value = value.detach().cpu()
-    return (value.float() if value.dtype is torch.bfloat16 else value).numpy()
 
 
 def read(mcmc: Any) -> Results:

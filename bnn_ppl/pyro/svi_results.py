@@ -18,8 +18,8 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from bnn_ppl import svi_arguments as checks
-from bnn_ppl.pyro.layout import plates_of
-from bnn_ppl.pyro.results import Replay, by_parameter, describe, random_state_kept, to_numpy, unwrapped
+from bnn_ppl.pyro.layout import plates_of, to_numpy
+from bnn_ppl.pyro.results import Replay, by_parameter, describe, random_state_kept, unwrapped
 from bnn_ppl.responses import check_trained
 from bnn_ppl.results import Guide, Results
 from bnn_ppl.svi_arguments import SVIArguments
