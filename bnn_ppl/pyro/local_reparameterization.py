@@ -243,7 +243,14 @@ def _with_local_noise(func: Callable, args: list, kwargs: dict, weights: int, in
         squares[2] = None
     variance = func(*_with(args, squares), **kwargs)
     sd = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()  # the slope of the root at 0 is infinite
-    return torch.addcmul(mean, sd, torch.randn_like(mean))
+    return torch.addcmul(mean, sd, _noise_like(mean))
+
+
+def _noise_like(outputs: Tensor) -> Tensor:
+    """Standard normal noise in the same order in memory: made in the usual one, which torch fills ten times faster."""
+    order = sorted(range(outputs.ndim), key=outputs.stride, reverse=True)
+    noise = torch.randn([outputs.shape[axis] for axis in order], dtype=outputs.dtype, device=outputs.device)
+    return noise.permute([order.index(axis) for axis in range(outputs.ndim)])
 
 
 def _keeps_entries(name: str, args: list, at: int, found: Any) -> bool:

@@ -152,6 +152,7 @@ def test_chosen_sites():
 
 CONVOLUTIONS = {
     "function": lambda x, w: functional.conv2d(x, w),
+    "channels last": lambda x, w: functional.conv2d(x.float().contiguous(memory_format=torch.channels_last), w.float()),
     "transposed": lambda x, w: functional.conv_transpose2d(x, w.flip(-1, -2).transpose(0, 1), padding=local.WINDOW - 1),
 }
 
