@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,23 +116,36 @@ def check_centre(centre: Any, given: Mapping[str, tuple[int, ...]], needed: Mapp
         )
 
 
-def check_observation(name: str, value: tuple[int, ...], batch: tuple[int, ...], event_dim: int) -> None:
-    """Raise a ValueError if broadcasting counts an observed value more than once.
+def check_observation(name: str, value: Sequence[int], batch: Sequence[int], event: Sequence[int]) -> None:
+    """Raise a ValueError for observations that do not fit their distribution, or count more than once by broadcasting.
 
     Parameters
     ----------
     name
         The observed site.
-    value, batch
-        Shape of the observations, and batch shape of their distribution.
-    event_dim
-        Dimensions of one observation.
+    value
+        Shape of the observations; one number may stand for all.
+    batch, event
+        Shapes of their distribution.
     """
-    own = value[: len(value) - event_dim]
-    if value and math.prod(batch) > math.prod(own):
+    if not value:
+        return
+    value, batch, event = tuple(value), tuple(batch), tuple(event)
+    own = value[: len(value) - len(event)]
+    try:
+        whole = np.broadcast_shapes(own, batch)
+    except ValueError:
+        whole = None
+    if whole is None or value[len(own) :] != event:
         raise ValueError(
-            f"observed site {name!r} has values of shape {tuple(value)}, but its distribution has the batch shape "
-            f"{tuple(batch)}, so that each value would be counted {math.prod(batch) // max(math.prod(own), 1)} times: "
+            f"observed site {name!r} has values of shape {value}, and its distribution has the batch shape {batch} and "
+            f"the event shape {event}: give values of shape {batch + event}; a Categorical takes class numbers, a "
+            "OneHotCategorical rows with a single 1"
+        )
+    if math.prod(whole) > math.prod(own):
+        raise ValueError(
+            f"observed site {name!r} has values of shape {value}, but its distribution has the batch shape "
+            f"{batch}, so that each value would be counted {math.prod(whole) // max(math.prod(own), 1)} times: "
             "give both the same shape, for instance by squeezing the network's output, mean[..., 0]"
         )
 
@@ -200,11 +213,30 @@ def warn_unused_rows(name: str, size: int, rows: int) -> None:
 
 def check_classes(name: str, values: np.ndarray, classes: int) -> None:
     """Raise a ValueError for observations that are no class numbers."""
-    bad = np.argwhere((values < 0) | (values >= classes))
+    bad = np.argwhere((values < 0) | (values >= classes) | (values != np.floor(values)))
     if len(bad):
         raise ValueError(
             f"observed site {name!r} is {values[tuple(bad[0])]} at row {bad[0][0]}, and its classes are 0 to "
             f"{classes - 1}: give class numbers as the model has them, and mask what is missing (.mask(known))"
+        )
+
+
+def check_one_hot(name: str, values: np.ndarray) -> None:
+    """Raise a ValueError for observations, classes last, that do not have a single 1 among zeros."""
+    bad = np.argwhere(((values != 0) & (values != 1)).any(-1) | (values.sum(-1) != 1))
+    if len(bad):
+        raise ValueError(
+            f"observed site {name!r} is {values[tuple(bad[0])]} at row {bad[0][0]}, and its distribution is over rows "
+            "with a single 1: give such rows, or class numbers to a Categorical"
+        )
+
+
+def check_dtype_of_classes(name: str, dtype: Any, classes: int) -> None:
+    """Raise a ValueError for class numbers that are no integers, where the host takes them as indices."""
+    if np.dtype(dtype).kind not in "biu":
+        raise ValueError(
+            f"observed site {name!r} has values of type {np.dtype(dtype).name}, and its classes are the integers 0 to "
+            f"{classes - 1}: give integers, such as y.astype(int)"
         )
 
 

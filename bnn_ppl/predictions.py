@@ -245,7 +245,7 @@ def _check_observed(plan: Plan, rows: slice, part: Arrays, loose: Sequence[np.nd
         if bad.any():
             raise ValueError(
                 f"observed site {name!r} is {observed[bad][0]} at row {rows.start + np.argwhere(bad)[0][0]}, and its "
-                f"classes are 0 to {classes - 1}: give class numbers as the model has them"
+                f"classes are 0 to {classes - 1}: give class numbers (or rows with a single 1) as the model has them"
             )
 
 

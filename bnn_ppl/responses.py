@@ -99,6 +99,22 @@ def check_source(source: Any, host: str, svi: type) -> None:
         )
 
 
+def check_draws(draws: Mapping[str, Any]) -> None:
+    """Raise a TypeError for a dict of something else than arrays, such as the groups of an InferenceData."""
+    for name, value in draws.items():
+        if isinstance(value, Mapping):
+            raise TypeError(
+                f"source has a {type(value).__name__} under {name!r} instead of draws: give arrays by site, such as "
+                "dict(tree['posterior'])"
+            )
+
+
+def check_params(params: Any, remedy: str) -> None:
+    """Raise a TypeError for params that are no dict."""
+    if params is not None and not isinstance(params, Mapping):
+        raise TypeError(f"params must be a dict of values by param site, got {type(params).__name__}: {remedy}")
+
+
 def check_trained(guide: Any) -> None:
     """Raise a ValueError for an automatic guide that has never run."""
     if getattr(guide, "prototype_trace", True) is None:

@@ -111,3 +111,54 @@ def test_labels_behind_a_mask(backend, size):
     labels = np.where(np.arange(N) == 17, -1, LABELS)
     draws, _ = backend.run(classification(backend, size, True), X, labels)
     assert np.isfinite(draws["w"]).all()
+
+
+LAWS = {
+    "Normal": lambda dist, f: dist.Normal(f, 1.0).to_event(1),
+    "Categorical": lambda dist, f: dist.Categorical(logits=f),
+    "Multinomial": lambda dist, f: dist.Multinomial(1, logits=f),
+    "OneHotCategorical": lambda dist, f: dist.OneHotCategorical(logits=f),
+}
+
+
+def with_law(backend, name, size):
+    host, dist = backend.host, backend.host.distributions
+
+    def model(x, y):
+        w = host.sample("w", dist.Normal(backend.array(np.zeros((2, 3), np.float32)), 1.0).to_event(2))
+        with host.plate("data", N, subsample_size=size) as index:
+            host.sample("y", LAWS[name](dist, x[index] @ w), obs=y[index])
+
+    return backend.kernels.SGLD(model, step_size=1e-4)
+
+
+@pytest.mark.parametrize("size", [B, None], ids=["minibatches", "full data"])
+@pytest.mark.parametrize(
+    ("name", "shape", "wanted"), [("Normal", (N, 1), (3,)), ("Multinomial", (N,), (3,)), ("Categorical", (N, 3), ())]
+)
+def test_observations_of_another_event(backend, name, shape, wanted, size):
+    """One number a row would stand for all three, and one-hot rows are no class numbers."""
+    y, rows = np.zeros(shape, np.float32 if name == "Normal" else int), size or N
+    text = message(backend.run, with_law(backend, name, size), X, y)
+    assert f"observed site 'y' has values of shape {(rows, *shape[1:])}, and its distribution has the batch" in text
+    assert f"the batch shape ({rows},) and the event shape {wanted}: give values of shape {(rows, *wanted)}" in text
+
+
+def test_one_hot_rows_without_a_single_one():
+    y = np.eye(3, dtype=np.float32)[LABELS]
+    draws, _ = Pyro.run(with_law(Pyro, "OneHotCategorical", B), X, y)
+    assert np.isfinite(draws["w"]).all()
+    y[17] = 0.5, 0.5, 0.0
+    text = message(Pyro.run, with_law(Pyro, "OneHotCategorical", B), X, y)
+    assert "observed site 'y' is [0.5 0.5 0. ] at row 17, and its distribution is over rows with a single 1" in text
+
+
+def test_class_numbers_that_are_no_integers(backend):
+    y = LABELS.astype(np.float32)
+    if backend is NumPyro:  # which takes them as indices
+        text = message(backend.run, with_law(backend, "Categorical", B), X, y)
+        assert "has values of type float32, and its classes are the integers 0 to 2: give integers, such as" in text
+        return
+    y[17] += 0.5
+    text = message(backend.run, with_law(backend, "Categorical", B), X, y)
+    assert f"observed site 'y' is {y[17]} at row 17, and its classes are 0 to 2: give class numbers" in text

@@ -214,6 +214,59 @@ def test_labels_outside_the_classes(host, label, text):
     bad(host, message, draws=WEIGHTS, arrays=(X, y), model=classifier, row_batch_size=4)
 
 
+LAWS = {
+    "normal": lambda host, f: host.dist.Normal(f[..., None] + host.array(np.zeros(3)), 1.0).to_event(1),
+    "categorical": lambda host, f: host.dist.Categorical(logits=f[..., None] + host.array(np.zeros(3))),
+}
+
+
+@pytest.mark.parametrize(
+    ("law", "y", "event"),
+    [
+        ("normal", VALUES[:, None], (3,)),
+        ("normal", VALUES, (3,)),
+        ("categorical", np.eye(3, dtype=int)[LABELS % 3], ()),
+    ],
+    ids=["one value for three", "too few axes", "one-hot rows"],
+)
+def test_observations_of_another_event(host, law, y, event):
+    shape, wanted = ((4, *np.shape(y)[1:]), (4, *event))
+    message = rf"site 'y' has values of shape {shape}, .* the event shape {event}: give values of shape {wanted}"
+    message = message.replace("(", r"\(").replace(")", r"\)")
+    bad(host, message, LINEAR, (X, y), lambda host: in_plate(host, lambda f: LAWS[law](host, f)), row_batch_size=4)
+
+
+def test_class_numbers_that_are_no_integers(host):
+    y = LABELS * 1.0
+    if host is NUMPYRO:
+        bad(host, "has values of type float64, and its classes are the integers 0 to 3", WEIGHTS, (X, y), classifier)
+        return
+    y[9] += 0.5
+    bad(host, rf"observed site 'y' is {y[9]} at row 9, and its classes are 0 to 3", WEIGHTS, (X, y), classifier)
+
+
+def test_one_hot_rows_without_a_single_one():
+    y = np.eye(3)[LABELS % 3]
+    y[9] = 0.5, 0.5, 0.0
+
+    def model(host):
+        return in_plate(host, lambda f: host.dist.OneHotCategorical(logits=f[..., None] + torch.zeros(3)))
+
+    bad(
+        PYRO, "observed site 'y' is -1 at row 9, .* give class numbers .or rows with a single 1.", LINEAR, (X, y), model
+    )
+
+
+def test_groups_for_draws_and_results_for_params(host):
+    groups = {"posterior": xr.Dataset({"w": (("chain", "draw", "i"), LINEAR["w"])})}
+    with pytest.raises(
+        TypeError, match=r"source has a Dataset under 'posterior' instead of draws: give arrays by site"
+    ):
+        host.predict(groups, *on(host, X), model=regression(host))
+    with pytest.raises(TypeError, match=r"params must be a dict of values by param site, got tuple: (give|leave)"):
+        host.predict(LINEAR, *on(host, X), model=regression(host), params=(1.0,))
+
+
 def test_labels_that_are_no_numbers_of_classes(host):
     y = LABELS % 2 * 1.0
     y[5] = 0.5

@@ -51,6 +51,7 @@ def origin_of(
         return Origin(model, held | params, draws, partial(_take, samples))
     if isinstance(source, Mapping):
         responses.check_model(model, "a dict of draws")
+        responses.check_draws(source)
         samples = {name: v if isinstance(v, np.ndarray | Array) else np.asarray(v) for name, v in source.items()}
         return Origin(model, params, responses.Draws(_shapes(samples), (1, 2)), partial(_take, samples))
     responses.check_source(source, "numpyro", SVI)

@@ -15,7 +15,15 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro.infer.util import helpful_support_errors
 from numpyro.primitives import Messenger
 
-from bnn_ppl.layout import STREAM_FAILURE, Plate, check_classes, check_observation, resolve_batch_size, warn_data
+from bnn_ppl.layout import (
+    STREAM_FAILURE,
+    Plate,
+    check_classes,
+    check_dtype_of_classes,
+    check_observation,
+    resolve_batch_size,
+    warn_data,
+)
 from bnn_ppl.numpyro.initialization import init_to_prior_center
 from bnn_ppl.numpyro.plates import SetPlates, full_data
 
@@ -114,9 +122,11 @@ def _check_rows(model_trace: Mapping[str, dict], plates: Mapping[str, Plate], cu
         if site["type"] != "sample" or not site["is_observed"]:
             continue
         if site["cond_indep_stack"]:
-            check_observation(name, jnp.shape(site["value"]), site["fn"].batch_shape, len(site["fn"].event_shape))
-        if (classes := number_of_classes(site["fn"])) and not isinstance(site["value"], jax.core.Tracer):
-            check_classes(name, np.atleast_1d(site["value"]), classes)
+            check_observation(name, jnp.shape(site["value"]), site["fn"].batch_shape, site["fn"].event_shape)
+        if classes := number_of_classes(site["fn"]):
+            check_dtype_of_classes(name, jnp.result_type(site["value"]), classes)
+            if not isinstance(site["value"], jax.core.Tracer):
+                check_classes(name, np.atleast_1d(site["value"]), classes)
         for frame in site["cond_indep_stack"]:
             plate = plates[frame.name]
             axis = frame.dim - len(site["fn"].event_shape)

@@ -28,11 +28,11 @@ from numpyro.handlers import substitute, trace
 from numpyro.primitives import Messenger
 
 from bnn_ppl import responses
-from bnn_ppl.layout import check_observation
+from bnn_ppl.layout import check_dtype_of_classes, check_observation
 from bnn_ppl.numpyro.convolutions import fast_convolutions
 from bnn_ppl.numpyro.draws import Origin, origin_of
 from bnn_ppl.numpyro.initialization import init_to_prior_center
-from bnn_ppl.numpyro.layout import plates_of
+from bnn_ppl.numpyro.layout import number_of_classes, plates_of
 from bnn_ppl.numpyro.plates import SetPlates, as_arrays
 from bnn_ppl.numpyro.results import to_numpy
 from bnn_ppl.predictions import Plan, at_expectation, make_plan, predict_all
@@ -109,7 +109,7 @@ def predict(
     Raises
     ------
     TypeError
-        If `source` is none of the three.
+        If `source` is none of the three, or `params` no dict.
     ValueError
         If the model and its arguments do not fit the draws or each other, there are not as many draws, the model is
         random given a draw, the scheme is unknown or does not go with `num_draws`, `seed` or integer draws, or a
@@ -139,6 +139,7 @@ def predict(
     """
     responses.check_numbers(num_draws=num_draws, row_batch_size=row_batch_size, draw_batch_size=draw_batch_size)
     responses.check_scheme(scheme, num_draws, seed)
+    responses.check_params(params, "give svi_result.params")
     args, kwargs = as_arrays((args, kwargs))
     with validation_enabled(False):
         origin = origin_of(source, model, dict(params or {}), scheme, num_draws, seed, args, kwargs)
@@ -291,9 +292,10 @@ def _describe(site: dict) -> responses.Site | None:
     if site["is_observed"]:
         if 0 in shape:  # a factor
             return None
-        whole = jnp.broadcast_shapes(shape, fn.shape())
-        check_observation(site["name"], shape, whole[: len(whole) - fn.event_dim], fn.event_dim)
-        shape = whole
+        check_observation(site["name"], shape, fn.batch_shape, fn.event_shape)
+        if classes := number_of_classes(fn):
+            check_dtype_of_classes(site["name"], jnp.result_type(site["value"]), classes)
+        shape = jnp.broadcast_shapes(shape, fn.shape())
     plates = {frame.dim: frame.name for frame in site["cond_indep_stack"]}
     return responses.Site(site["name"], site["is_observed"], shape, fn.event_dim, plates)
 

@@ -56,6 +56,7 @@ def origin_of(
         return Origin(model, held | params, draws, samples, partial(_take, samples))
     if isinstance(source, Mapping):
         responses.check_model(model, "a dict of draws")
+        responses.check_draws(source)
         samples = {name: v if isinstance(v, Tensor) else torch.as_tensor(np.asarray(v)) for name, v in source.items()}
         return Origin(model, params, responses.Draws(_shapes(samples), (1, 2)), samples, partial(_take, samples))
     responses.check_source(source, "pyro", SVI)

@@ -192,12 +192,19 @@ def number_of_classes(fn: Any) -> int:
     return fn.param_shape[-1] if isinstance(fn, dist.Categorical) else 0
 
 
+def is_one_hot(fn: Any) -> bool:
+    """Whether a distribution is over rows with a single 1, and has no mask."""
+    while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
+        fn = fn.base_dist
+    return isinstance(fn, torch.distributions.OneHotCategorical)
+
+
 def _check_rows(sites: Mapping[str, dict], plates: Mapping[str, Plate], cut: Mapping[str, int]) -> None:
     for name, site in sites.items():
         if site["type"] != "sample" or not site["is_observed"] or site["infer"].get("_deterministic"):
             continue
         if any(frame.dim is not None for frame in _frames(site)):
-            check_observation(name, site["value"].shape, site["fn"].batch_shape, site["fn"].event_dim)
+            check_observation(name, site["value"].shape, site["fn"].batch_shape, site["fn"].event_shape)
         for frame in _frames(site):
             plate, shape = plates[frame.name], site["value"].shape
             if frame.dim is None or not plate.subsampled or not shape:

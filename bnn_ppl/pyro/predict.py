@@ -109,7 +109,7 @@ def predict(
     Raises
     ------
     TypeError
-        If `source` is none of the three.
+        If `source` is none of the three, or `params` no dict.
     ValueError
         If the model and its arguments do not fit the draws or each other, there are not as many draws, the model is
         random given a draw, the scheme is unknown or does not go with `num_draws`, `seed` or integer draws, or a
@@ -140,6 +140,7 @@ def predict(
     """
     responses.check_numbers(num_draws=num_draws, row_batch_size=row_batch_size, draw_batch_size=draw_batch_size)
     responses.check_scheme(scheme, num_draws, seed)
+    responses.check_params(params, "leave it out for the values in Pyro's store")
     data = _data(args, kwargs)
     with _undisturbed(data):
         origin = origin_of(source, model, dict(params or {}), scheme, num_draws, seed, args, kwargs)
@@ -277,8 +278,8 @@ def _describe(site: dict) -> responses.Site | None:
         value = torch.as_tensor(site["value"])
         if not value.numel():  # a factor
             return None
+        check_observation(site["name"], value.shape, fn.batch_shape, fn.event_shape)
         shape = tuple(torch.broadcast_shapes(value.shape, shape))
-        check_observation(site["name"], value.shape, shape[: len(shape) - fn.event_dim], fn.event_dim)
     plates = {frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.dim is not None}
     return responses.Site(site["name"], site["is_observed"], shape, fn.event_dim, plates)
 
@@ -319,7 +320,7 @@ def _one(origin: Origin, plan: Plan, data: _Data, draw: Mapping[str, Tensor], fi
         by_row = scale_and_mask(log_prob, 1.0, site["mask"]).expand(fn.batch_shape).movedim(axis + fn.event_dim, 0)
         values["log_density"] = by_row.reshape(len(by_row), -1).sum(-1)
         observed = site["value"].expand(fn.shape()).movedim(axis, 0)
-        values["observed"] = observed.argmax(-1) if _is_one_hot(fn) else observed
+        values["observed"] = _class_numbers(observed) if _is_one_hot(fn) else observed
     return values
 
 
@@ -331,6 +332,12 @@ def _base(fn: Any) -> Any:
 
 def _is_one_hot(fn: Any) -> bool:
     return isinstance(_base(fn), torch.distributions.OneHotCategorical)
+
+
+def _class_numbers(one_hot: Tensor) -> Tensor:
+    """Of rows with a single 1; -1, which is refused later with its row, for others."""
+    single = ((one_hot == 0) | (one_hot == 1)).all(-1) & (one_hot.sum(-1) == 1)
+    return torch.where(single, one_hot.argmax(-1), -1)
 
 
 def _class_probabilities(categorical: Any) -> Tensor:
