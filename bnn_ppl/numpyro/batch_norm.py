@@ -78,7 +78,8 @@ def update_batch_norm(
     dict
         The model's ``mutable`` sites with the new statistics, ``{"net$state": {"batch_stats": {"BatchNorm_0":
         {"mean": (features,), "var": (features,)}}}}``: for ``predict`` and ``Predictive`` as ``params=params |
-        statistics``, to go on with SVI as ``svi_state._replace(mutable_state=statistics)``.
+        statistics``, to go on with SVI, and for `bnn_ppl.to_arviz`, as
+        ``svi_state._replace(mutable_state=statistics)``.
 
     Raises
     ------

@@ -16,6 +16,7 @@ from numpyro.contrib.module import flax_module, random_flax_module, random_nnx_m
 from numpyro.infer import SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoDelta
 
+from bnn_ppl import to_arviz
 from bnn_ppl.numpyro import SWAG, predict
 from bnn_ppl.numpyro.batch_norm import update_batch_norm
 from tests.batch_norm import CUTS, X_TEST, N, averaged, draw_weights, forward
@@ -227,6 +228,17 @@ def test_with_svi():
     )
     CLOSE(found["mean"], outputs(1), rtol=1e-5, atol=1e-5)
     assert jax.tree.map(jnp.shape, statistics) == jax.tree.map(jnp.shape, state.mutable_state)
+    mean = predict(guide, X, model=partial(LINEN, train=False), params=params | statistics, scheme="deterministic")
+    tree = to_arviz(
+        svi,
+        svi_result=state._replace(mutable_state=statistics),
+        model_args=(X, Y),
+        model_kwargs={"train": False},
+        num_samples=1,
+        log_likelihood=True,
+    )
+    expected = dist.Normal(mean["mean"].values, 0.5).log_prob(Y)
+    CLOSE(tree["log_likelihood"]["y"].values[0, 0], expected, rtol=1e-5, atol=1e-5)
     after, loss = jax.jit(partial(svi.update, train=True))(state._replace(mutable_state=statistics), X, Y)
     assert np.isfinite(loss)
     assert jax.tree.map(jnp.shape, statistics) == jax.tree.map(jnp.shape, after.mutable_state)
