@@ -18,7 +18,7 @@ import xarray as xr
 from bnn_ppl.chunks import Plan, check_rows, chunk_sizes
 from bnn_ppl.labels import Arrays, Labels, plain
 from bnn_ppl.schedules import Cyclical, check_count
-from bnn_ppl.svi_arguments import SVIArguments, check_given, refuse_for_chains
+from bnn_ppl.svi_arguments import SVIArguments, ValueCheck, check_given, check_values, refuse_for_chains, warn_longer
 
 _SAMPLE_DIMS = ("chain", "draw")
 
@@ -106,14 +106,17 @@ def to_arviz(
     TypeError
         If `source` is no MCMC or SVI of NumPyro or Pyro, or an argument of an SVI has another type.
     ValueError
-        If it has not run, or an argument does not fit the model or the kind of source; the message names both.
+        If it has not run, or an argument does not fit the model or the kind of source; the message names both. Of an
+        SVI, also if the model takes rows that its data do not have, or an observed site has values that are none of
+        its classes.
 
     Warns
     -----
     UserWarning
         If draws diverged, which NumPyro cannot tell while it samples; if the noise of the minibatch gradients dominates
-        the injected noise; or where draws do not fill the last cycle of `bnn_ppl.schedules.Cyclical`. On Pyro, with
-        `log_likelihood` or `posterior_predictive`, if batch normalisation has no statistics of the training data.
+        the injected noise; or where draws do not fill the last cycle of `bnn_ppl.schedules.Cyclical`. Of an SVI, if
+        observations have more rows than their plate. On Pyro, with `log_likelihood` or `posterior_predictive`, if batch
+        normalisation has no statistics of the training data.
 
     Notes
     -----
@@ -142,9 +145,10 @@ def to_arviz(
     host, kind = _host(source)
     side = import_module(f"bnn_ppl.{host}.results")
     given = SVIArguments(svi_result, model_args, model_kwargs, num_samples, losses, seed)
+    value_checks: dict[str, ValueCheck] = {}
     if kind == "SVI":
         check_given(given, noise_batches)
-        results = import_module(f"bnn_ppl.{host}.svi_results").read(source, given)
+        results, value_checks = import_module(f"bnn_ppl.{host}.svi_results").read(source, given)
         names = _choose(var_names, results.guide.names)
     else:
         refuse_for_chains(given)
@@ -165,6 +169,17 @@ def to_arviz(
     plan = Plan(results, check_rows(rows, results), chunk_sizes(batch_size, results.plates))
     labels = Labels(results, dims, coords)
 
+    # A host's factor has a log density but no values.
+    observed = [name for name, site in results.sites.items() if site.kind == "observed"]
+    scored = [name for name, site in results.sites.items() if site.kind in ("observed", "factor")]
+    data: Arrays = {}
+    if results.model is not None:
+        every_row = Plan(results, {}, chunk_sizes(None, results.plates))
+        data = every_row.gather(observed, side.evaluator(results, "observed", observed, seed), None)
+    if results.guide is not None and results.model is not None:  # chains looked at their data when they ran
+        check_values(value_checks, data)
+        warn_longer(data, results.sites, results.plates, list(side.arguments(results).values()))
+
     if results.guide is None:
         posterior, statistics = side.posterior(results, names), results.statistics
     else:
@@ -181,12 +196,7 @@ def to_arviz(
         groups[name].attrs |= _attributes(results.settings)
     if results.guide is not None:
         _put_training(groups, results.guide)
-    # A host's factor has a log density but no values.
-    observed = [name for name, site in results.sites.items() if site.kind == "observed"]
-    scored = [name for name, site in results.sites.items() if site.kind in ("observed", "factor")]
     if results.model is not None:
-        every_row = Plan(results, {}, chunk_sizes(None, results.plates))
-        data = every_row.gather(observed, side.evaluator(results, "observed", observed, seed), None)
         groups["observed_data"] = labels.dataset(data, ())
         if constant_data:
             constants = _constants(side.arguments(results), data)

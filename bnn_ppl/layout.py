@@ -217,7 +217,8 @@ def check_classes(name: str, values: np.ndarray, classes: int) -> None:
     if len(bad):
         raise ValueError(
             f"observed site {name!r} is {values[tuple(bad[0])]} at row {bad[0][0]}, and its classes are 0 to "
-            f"{classes - 1}: give class numbers as the model has them, and mask what is missing (.mask(known))"
+            f"{classes - 1}: give class numbers as the model has them, and mask what is missing (.mask(known), with "
+            "class 0 in its place)"
         )
 
 

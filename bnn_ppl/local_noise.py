@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from bnn_ppl.guide_sites import Sites
 
@@ -10,15 +10,21 @@ MARK = "local_reparameterization"  # under which a guide's site leaves its mean 
 UNMARKED = "unmarked"  # attribute of such a guide: the one that it was made from
 
 
-def check_found(names: list[str], sites: Sites) -> None:
-    """Raise a ValueError for a guide without normals at the sites."""
-    missing = [name for name in sites if name not in names] if isinstance(sites, list) else []
-    if missing:
-        raise ValueError(f"sites={sites!r} names {missing}, which the guide does not draw from normals: it has {names}")
-    if not names:
+def check_found(normals: Mapping[str, bool], sites: Sites) -> None:
+    """Raise a ValueError for a guide without normals at the sites; `normals` says of each whether it is chosen."""
+    if not normals:
         raise ValueError(
             "guide draws no site from a normal of its own, whose noise could go to the outputs of a layer: use a guide "
             "such as AutoNormal, or train without local_reparameterization"
+        )
+    missing = [name for name in sites if name not in normals] if isinstance(sites, list) else []
+    if missing:
+        raise ValueError(
+            f"sites={sites!r} names {missing}, which the guide does not draw from normals: it has {list(normals)}"
+        )
+    if not any(normals.values()):
+        raise ValueError(
+            f"sites={sites!r} chooses none of the sites that the guide draws from normals: it has {list(normals)}"
         )
 
 

@@ -5,6 +5,7 @@ They are taken after the steps start, start + c, start + 2 c, ... with the cycle
 
 import numbers
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,16 @@ def check_state(name: str, given: Any, own: Any) -> None:
         raise ValueError(
             f"the state is of a run with {name}={given!r}, and this object has {name}={own!r}: make it with the "
             "settings of the state"
+        )
+
+
+def check_state_dict(state: Any, keys: tuple[str, ...]) -> None:
+    """Raise a ValueError for what did not come from `state_dict`."""
+    if not isinstance(state, Mapping) or any(key not in state for key in keys):
+        what = f"a dict of {list(state)}" if isinstance(state, Mapping) else type(state).__name__
+        raise ValueError(
+            f"state must be what state_dict() returned, got {what}: save svi.state_dict() of a run with these "
+            "settings, and load that"
         )
 
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from bnn_ppl.layout import Plate
+from bnn_ppl.layout import Plate, sources, warn_unused_rows
 from bnn_ppl.local_noise import UNMARKED
 from bnn_ppl.results import Site
 from bnn_ppl.schedules import check_count
 
 NUM_SAMPLES = 1000
 _BATCH_BYTES = 2**26
+ValueCheck = Callable[[str, np.ndarray], None]  # of an observed site: name and values
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,12 @@ def is_streamed(look: Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]
     return all(more[name].shape == first[name].shape for name in first)
 
 
+def check_values(value_checks: Mapping[str, ValueCheck], values: Mapping[str, np.ndarray]) -> None:
+    """Raise a ValueError for observations that their distribution cannot have."""
+    for name, check in value_checks.items():
+        check(name, np.atleast_1d(values[name]))
+
+
 def settings_of(guide: Any, loss: Any) -> dict[str, Any]:
     """Names of the guide and of the loss, for the attributes of the draws."""
     loss = getattr(loss, "__self__", loss)  # Pyro keeps the method
@@ -174,6 +181,17 @@ def _inside_subsampled(site: Site, plates: Mapping[str, Plate]) -> bool:
 def observed_inside(sites: Mapping[str, Site], plates: Mapping[str, Plate]) -> list[str]:
     """Observed sites inside subsampled plates."""
     return [n for n, site in sites.items() if site.kind == "observed" and _inside_subsampled(site, plates)]
+
+
+def warn_longer(
+    data: Mapping[str, np.ndarray], sites: Mapping[str, Site], plates: Mapping[str, Plate], arrays: Sequence[np.ndarray]
+) -> None:
+    """Warn of arguments with more rows than the subsampled plate of the observations that are taken from them."""
+    for name in observed_inside(sites, plates):
+        values = data[name]
+        longer = [a.astype(values.dtype) for a in arrays if a.ndim and values.ndim and len(a) > len(values)]
+        for array in sources(values, len(values), longer):
+            warn_unused_rows(name, len(values), len(array))
 
 
 def names_to_draw(sites: Mapping[str, Site], plates: Mapping[str, Plate]) -> list[str]:

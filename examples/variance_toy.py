@@ -56,7 +56,7 @@ def leaky(h):
     return h * ((h > 0) + 0.01 * (h <= 0))
 
 
-model = dense_network(b, WIDTHS, b.dist.Normal(0.0, 1.0), leaky)
+model = dense_network(b, WIDTHS, lambda name, shape: b.dist.Normal(0.0, 1.0), leaky)
 guide = b.guides.AutoGuideList(model)
 guide.append(b.ours.AutoVarianceNetwork(model, sites=[LAYER]))
 guide.append(b.guides.AutoDelta(block(model, hide=[LAYER]), init_loc_fn=b.ours.init_to_prior_center))

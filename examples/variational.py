@@ -27,9 +27,9 @@ def backend(name: str) -> Backend:
 
 
 def dense_network(
-    b: Backend, widths: list[int], weight_prior: Any, activation: Callable, normalize: bool = False
+    b: Backend, widths: list[int], weight_prior: Callable, activation: Callable, normalize: bool = False
 ) -> Callable:
-    """Classifier of rows with weights w0, w1, ... and biases b0, b1, ... N(0, 1).
+    """Classifier of rows with weights w0, w1, ..., whose prior is a function of name and shape, and N(0, 1) biases.
 
     With `normalize` each layer is followed by batch normalisation, by the mean and variance of the batch at hand, in
     training and evaluation, as in the reference code of the variance networks; biases come after it.
@@ -38,7 +38,8 @@ def dense_network(
     def model(x, y=None, *, subsample_size=None):
         weights = []
         for i, (inputs, outputs) in enumerate(pairwise(widths)):
-            w = b.ppl.sample(f"w{i}", weight_prior.expand([inputs, outputs]).to_event(2))
+            prior = weight_prior(f"w{i}", (inputs, outputs))
+            w = b.ppl.sample(f"w{i}", prior.expand([inputs, outputs]).to_event(2))
             weights.append((w, b.ppl.sample(f"b{i}", b.dist.Normal(0.0, 1.0).expand([outputs]).to_event(1))))
         with b.ppl.plate("data", len(x), subsample_size=subsample_size) as rows:
             h, labels = (x, y) if subsample_size is None else (x[rows], y[rows])

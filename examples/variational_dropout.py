@@ -37,6 +37,8 @@ parser.add_argument("--batch-norm", action="store_true", help="normalise each la
 parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--batch-size", type=int, default=200)
 parser.add_argument("--noise-rate", type=float, default=0.02, help="learning rate of the noise parameters")
+parser.add_argument("--hidden", action="store_true", help="noise in the hidden dense layer alone (parameterizations)")
+parser.add_argument("--init-log-alpha", type=float, default=-5.0, help="where log alpha starts (parameterizations)")
 parser.add_argument("--draws", type=int, default=20, help="draws of the ensemble scheme")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--device", choices=("cpu", "cuda"), help="by default the GPU where there is one")
@@ -51,6 +53,8 @@ if options.full:
 flat = options.network == "dense"
 if options.batch_norm and not flat:
     parser.error("--batch-norm is for --network dense")
+if options.study != "parameterizations" and (options.hidden or options.init_log_alpha != -5.0):
+    parser.error("--hidden and --init-log-alpha are for --study parameterizations")
 
 warnings.filterwarnings("ignore", "Failed to verify mean field")  # which an AutoGuideList is, in its own order
 device = set_device(options)
@@ -70,18 +74,19 @@ def as_arrays(x, y):
 
 
 def make_model():
-    """The network with log-uniform weights and normal biases."""
-    weights, biases = b.ours.ImproperLogUniform(), b.dist.Normal(0.0, 1.0)
+    """The network with log-uniform noisy weights; all else is normal."""
+
+    def prior(name, shape):
+        return b.ours.ImproperLogUniform() if is_noisy(name, shape) else b.dist.Normal(0.0, 1.0)
+
     if flat:
         return dense_network(
-            b, [images.x_train[0].size, 300, 100, 10], weights, lambda h: h * (h > 0), options.batch_norm
+            b, [images.x_train[0].size, 300, 100, 10], prior, lambda h: h * (h > 0), options.batch_norm
         )
     models = import_module(f"bnn_ppl.models.{b.name}")
     _, size, _, channels = images.x_train.shape
     make = {"lenet5": models.lenet5, "vgg": models.vgg}[options.network]
-    return make(
-        channels=channels, image_size=size, prior=lambda name, shape: weights if is_weight(name, shape) else biases
-    )
+    return make(channels=channels, image_size=size, prior=prior)
 
 
 def is_weight(name, shape):
@@ -92,6 +97,11 @@ def is_weight(name, shape):
 def is_hidden(name, shape):
     """Whether a site is the weight of the hidden dense layer before the last."""
     return is_weight(name, shape) and ("hidden." in name or name == "w1")
+
+
+def is_noisy(name, shape):
+    """Whether a site has noise in the study."""
+    return (is_hidden if options.hidden else is_weight)(name, shape)
 
 
 def guide_of(model, parts):
@@ -152,7 +162,8 @@ def study_of_parameterizations():
     rows = {}
     for name in ("layer", "neuron", "weight", "additive"):
         model = make_model()
-        guide = guide_of(model, [(partial(b.ours.AutoVariationalDropout, parameterization=name), is_weight)])
+        make = partial(b.ours.AutoVariationalDropout, parameterization=name, init_log_alpha=options.init_log_alpha)
+        guide = guide_of(model, [(make, is_noisy)])
         trained, seconds = fit(model, guide)
         alphas = guide[0].log_alpha(*trained.arguments())
         median = np.median(np.concatenate([np.ravel(np.asarray(value)) for value in alphas.values()]))

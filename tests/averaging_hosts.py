@@ -178,7 +178,7 @@ class Pyro:
         """Means and variances in unconstrained coordinates, by site of the averaged moments."""
         if kind == "AutoNormal":
             locs, scales = (f"AutoNormal.{group}." for group in ("locs", "scales"))
-            return {f"{n}_unconstrained": (params[locs + n], params[scales + n] ** 2) for n in sites}
+            return {n: (params[locs + n], params[scales + n] ** 2) for n in sites}
         variance = params[f"{kind}.scale"] ** 2
         if kind == "AutoLowRankMultivariateNormal":
             variance = variance * (1 + (params[f"{kind}.cov_factor"] ** 2).sum(-1))

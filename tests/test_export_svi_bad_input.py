@@ -2,13 +2,15 @@
 
 from copy import copy
 
+import jax
 import numpy as np
 import numpyro.infer
 import pyro.infer
 import pytest
+import torch
 
 from bnn_ppl import to_arviz
-from tests.svi_hosts import HOSTS, NOISE, B, N, X, data, full_covariance, groups_of, linear, trained
+from tests.svi_hosts import HOSTS, NOISE, B, N, X, Y, data, full_covariance, groups_of, linear, trained
 
 
 @pytest.fixture(params=list(HOSTS))
@@ -133,6 +135,90 @@ def test_sites_without_a_guide(host):
     svi.model = unobserved
     with pytest.raises(ValueError, match=r"no draws of the model's latent sites \['y'\].*data were None: pass"):
         to_arviz(svi, model_args=data(host), **given)
+
+
+def by_index(host, law, size, event=()):
+    """Model of which the rows are taken by the plate's indices."""
+    ppl, dist = host.ppl, host.dist
+
+    def model(x, y, known=None):
+        prior = dist.Normal(host.array(0.0), host.array(1.0)).expand([2, *event])
+        w = ppl.sample("w", prior.to_event(1 + len(event)))
+        with ppl.plate("data", N, subsample_size=size) as i:
+            fn = law(x[i] @ w)
+            ppl.sample("y", fn if known is None else fn.mask(known[i]), obs=y[i])
+
+    return model
+
+
+@pytest.mark.parametrize("size", [None, B])
+def test_rows_that_the_data_do_not_have(host, size):
+    model = by_index(host, lambda mean: host.dist.Normal(mean, host.array(NOISE)), size)
+    x, y = data(host)
+    svi, given = host.train(model, host.guides.AutoNormal(model), (x, y), steps=1)
+    for args in ((x, y[:-1]), (x[:-2], y), (x, y[:B])):
+        with pytest.raises(ValueError, match=r"plate 'data' has 12 rows.*that its data do not have.*x and y alike"):
+            to_arviz(svi, model_args=args, num_samples=2, **given)
+    if size is not None:
+        longer = np.append(Y, np.float64(0.3))
+        longer = host.array(longer) if host.name == "pyro" else longer.astype(float)
+        with pytest.warns(UserWarning, match="site 'y' have 13 rows and its plate has 12") as caught:
+            to_arviz(svi, model_args=(x, longer), num_samples=2, **given)
+        assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("size", [None, B])
+def test_observations_of_another_event(host, size):
+    """One value would stand for all three."""
+    model = by_index(host, lambda mean: host.dist.Normal(mean, 1.0).to_event(1), size, (3,))
+    x, y = data(host)
+    svi, given = host.train(
+        model, host.guides.AutoNormal(model), (x, y[:, None] + host.array([0.0, 0.0, 0.0])), steps=1
+    )
+    message = rf"values of shape \({size or N}, 1\), .* event shape \(3,\): give values of shape \({size or N}, 3\)"
+    with pytest.raises(ValueError, match=message):
+        to_arviz(svi, model_args=(x, y[:, None]), num_samples=2, **given)
+
+
+@pytest.mark.parametrize("size", [None, B])
+def test_labels_that_are_no_classes(host, size):
+    array = torch.as_tensor if host.name == "pyro" else jax.numpy.asarray
+    model = by_index(host, lambda logits: host.dist.Categorical(logits=logits), size, (3,))
+    x, labels = data(host)[0], np.arange(N) % 3
+    svi, given = host.train(model, host.guides.AutoNormal(model), (x, array(labels)), steps=1)
+    middle = np.where(np.arange(N) == B + 1, 7, labels)
+    for bad, message in ((labels + 1, "is 3 at row 2"), (labels - 1, "is -1 at row 0"), (middle, "is 7 at row 5")):
+        with pytest.raises(ValueError, match=f"observed site 'y' {message}, and its classes are 0 to 2: give.*mask"):
+            to_arviz(svi, model_args=(x, array(bad)), num_samples=2, **given)
+    masked = middle if host.name == "numpyro" else np.where(middle < 3, middle, 0.5)  # Pyro itself fails on 7
+    tree = to_arviz(svi, model_args=(x, array(masked), array(middle < 3)), num_samples=2, log_likelihood=True, **given)
+    assert np.isfinite(groups_of(tree)["log_likelihood"]["y"]).all()
+    with pytest.raises(ValueError, match=r"observed site 'y' (is 0.5 at row 0|has values of type float32), and its"):
+        to_arviz(svi, model_args=(x, host.array(labels + 0.5)), num_samples=2, **given)
+
+
+def test_labels_of_one_batch(host):
+    array = torch.as_tensor if host.name == "pyro" else jax.numpy.asarray
+    ppl, dist = host.ppl, host.dist
+
+    def model(x, y):
+        w = ppl.sample("w", dist.Normal(host.array(0.0), host.array(1.0)).expand([2, 3]).to_event(2))
+        with ppl.plate("data", 3 * N, subsample_size=len(y)):
+            ppl.sample("y", dist.Categorical(logits=x @ w), obs=y)
+
+    x, labels = data(host)[0], np.arange(N) % 3
+    svi, given = host.train(model, host.guides.AutoNormal(model), (x, array(labels)), steps=1)
+    with pytest.raises(ValueError, match="observed site 'y' is 3 at row 2, and its classes are 0 to 2"):
+        to_arviz(svi, model_args=(x, array(labels + 1)), num_samples=2, **given)
+
+
+def test_rows_without_a_single_one():
+    host = HOSTS["pyro"]
+    model = by_index(host, lambda logits: host.dist.OneHotCategorical(logits=logits), B, (3,))
+    x, rows = data(host)[0], torch.eye(3)[torch.arange(N) % 3]
+    svi, given = host.train(model, host.guides.AutoNormal(model), (x, rows), steps=1)
+    with pytest.raises(ValueError, match=r"observed site 'y' is .* at row 0, and its distribution is over rows with"):
+        to_arviz(svi, model_args=(x, 2 * rows), num_samples=2, **given)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,12 @@ from bnn_ppl.diagnostics.uncertainty import mutual_information
 _MOST_FUNCTIONS = 500  # of which R-hat takes about a second
 _WELL_MIXED = 1.01
 _MIXED = 1.05
+# By source of the draws: what sets their spread, and what to try against over- and underconfidence.
+_SPREADS = {
+    "chains": ("the temperature", "a higher temperature or more draws", "a lower temperature"),
+    "guide": ("the guide", "a wider guide or more draws", "a narrower guide or longer training"),
+    "snapshots": ("the snapshots", "more snapshots, further apart", "snapshots after longer training"),
+}
 
 
 def report(tree: Any, predictions: xr.Dataset | None = None, *, path: str | Path | None = None) -> str:
@@ -60,7 +66,7 @@ def report(tree: Any, predictions: xr.Dataset | None = None, *, path: str | Path
         chains, draws = (tree["posterior"].sizes[dim] for dim in ("chain", "draw"))
     except (KeyError, TypeError):
         raise ValueError("tree must have the groups posterior and sample_stats, as bnn_ppl.to_arviz makes") from None
-    if "guide" in statistics.attrs:
+    if _source(statistics) != "chains":
         sections = {"Guide": _guide(statistics, draws)}
     else:
         sections = {
@@ -68,7 +74,7 @@ def report(tree: Any, predictions: xr.Dataset | None = None, *, path: str | Path
             "Temperatures": _temperatures(tree, statistics),
             "Convergence of predictions": _convergence(predictions, chains),
         }
-    sections["Scores"] = _scores(predictions)
+    sections["Scores"] = _scores(predictions, _SPREADS[_source(statistics)])
     text = "\n\n".join("\n".join([title, "-" * len(title), *lines]) for title, lines in sections.items() if lines)
     print(text)
     if path is not None:
@@ -80,9 +86,16 @@ def _dataset(group: Any) -> xr.Dataset:
     return group.to_dataset() if isinstance(group, xr.DataTree) else group
 
 
+def _source(statistics: xr.Dataset) -> str:
+    if "guide" not in statistics.attrs:
+        return "chains"
+    weighted = "averaging_weight" in statistics and "draw" in statistics["averaging_weight"].dims
+    return "snapshots" if weighted else "guide"
+
+
 def _guide(statistics: xr.Dataset, draws: int) -> list[str]:
     name = statistics.attrs["guide"]
-    if "averaging_weight" in statistics and "draw" in statistics["averaging_weight"].dims:
+    if _source(statistics) == "snapshots":
         return [
             f"{name}: {draws} snapshots of its training",
             "Snapshots are no chain: convergence of the fit is seen in the losses, not in R-hat.",
@@ -175,12 +188,12 @@ def _convergence(predictions: xr.Dataset | None, chains: int) -> list[str]:
     return lines
 
 
-def _scores(predictions: xr.Dataset | None) -> list[str]:
+def _scores(predictions: xr.Dataset | None, spread: tuple[str, str, str]) -> list[str]:
     if predictions is None or "observed" not in predictions:
         return []
     observed = predictions["observed"].values
     if "probabilities" in predictions:
-        return _classes(predictions, observed)
+        return _classes(predictions, observed, spread)
     if observed.ndim > 1:
         density = float(predictions["log_density"].mean())
         error = float(np.sqrt(((predictions["mean"].values - observed) ** 2).mean()))
@@ -194,11 +207,11 @@ def _scores(predictions: xr.Dataset | None) -> list[str]:
     off = scores["coverage_90"] - 0.9
     if abs(off) > 3 * np.sqrt(0.09 / len(observed)) + 0.02:
         how = "too narrow" if off < 0 else "too wide"
-        lines.append(f"! The intervals are {how}: look at the noise's prior, the temperature, and for outliers.")
+        lines.append(f"! The intervals are {how}: look at the noise's prior, {spread[0]}, and for outliers.")
     return lines
 
 
-def _classes(predictions: xr.Dataset, observed: np.ndarray) -> list[str]:
+def _classes(predictions: xr.Dataset, observed: np.ndarray, spread: tuple[str, str, str]) -> list[str]:
     probabilities = predictions["probabilities"].values
     scores = classification_scores(probabilities, observed)
     information = mutual_information(probabilities, predictions["mean_entropy"].values)
@@ -212,7 +225,7 @@ def _classes(predictions: xr.Dataset, observed: np.ndarray) -> list[str]:
     ]
     gap = float((probabilities.max(axis=1)).mean()) - scores["accuracy"]
     if abs(gap) > 3 * np.sqrt(0.25 / len(observed)):
-        how, advice = ("over", "a higher temperature or more draws") if gap > 0 else ("under", "a lower temperature")
+        how, advice = ("over", spread[1]) if gap > 0 else ("under", spread[2])
         lines.append(f"! {how}confident by {abs(gap):.1%} on average: try {advice}, and look at the priors.")
     return lines
 

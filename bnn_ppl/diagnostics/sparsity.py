@@ -225,9 +225,18 @@ def _by_site(name: str, mapping: Any, remedy: str) -> dict[str, np.ndarray]:
         raise TypeError(f"{name} must be a dict of arrays by site, got {type(mapping).__name__}: {remedy}")
     if not mapping:
         raise ValueError(f"{name} must have at least one site, got {mapping!r}: {remedy}")
-    # Tensors of torch may need a gradient, or be on a GPU.
-    found = {n: np.asarray(v.detach().cpu() if hasattr(v, "detach") else v) for n, v in mapping.items()}
-    for site, values in found.items():
+    found = {}
+    for site, given in mapping.items():
+        try:  # tensors of torch may need a gradient, or be on a GPU
+            values = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
+        except ValueError:  # lists of several lengths
+            values = None
+        if values is None or values.dtype.kind in "OUSMmc":
+            raise TypeError(
+                f"{name} must be a dict of arrays of numbers by site, and {name}[{site!r}] is a "
+                f"{type(given).__name__}: {remedy}"
+            )
+        found[site] = values
         if not values.size:
             raise ValueError(f"{name} of site {site!r} is empty, shape {values.shape}: leave the site out")
     return found

@@ -40,7 +40,9 @@ class AnnealedELBO(TraceMeanField_ELBO):
 
     Notes
     -----
-    The divergence is all but the observed sites of the model, ``numpyro.factor`` among them.
+    The divergence is all but the observed sites of the model, ``numpyro.factor`` among them. ``svi.run`` has one weight
+    for all steps, and ``svi.init``, which it starts with, hands it to model and guide, so that it needs an
+    ``init_state=svi.init(key, x, y)``: to raise the weight, loop over ``svi.update``, or scan it with ``lax.scan``.
 
     Examples
     --------

@@ -47,6 +47,11 @@ class FGE(SnapshotSVI):
     UserWarning
         As of `HWASVI`.
 
+    Notes
+    -----
+    The running statistics of batch normalisation belong to the last weights, and each snapshot wants its own: see
+    `update_batch_norm`, one call for each draw.
+
     Examples
     --------
     >>> rate = Triangular(peak=0.05, floor=0.01, cycle_length=1_000, begin=10_000)

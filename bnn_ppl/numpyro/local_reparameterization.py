@@ -96,7 +96,7 @@ def local_reparameterization(model: Callable, guide: Callable, *, sites: Sites =
     def marked(*args: Any, **kwargs: Any) -> Any:
         with _MarkNormals(sites) as mark:
             result = guide(*args, **kwargs)
-        check_found(mark.found, sites)
+        check_found(mark.normals, sites)
         return result
 
     setattr(marked, UNMARKED, guide)
@@ -125,7 +125,7 @@ class _MarkNormals(Messenger):
     def __init__(self, sites: Sites):
         super().__init__()
         self.chosen = chooser(sites)
-        self.found: list[str] = []
+        self.normals: dict[str, bool] = {}  # and whether they are chosen
 
     def __enter__(self) -> "_MarkNormals":
         super().__enter__()
@@ -140,9 +140,10 @@ class _MarkNormals(Messenger):
             base = base.base_dist
         # No vector from which the sites are cut, and no latent of rows, which would enter several outputs of its row.
         own = not msg["infer"].get("is_auxiliary") and not msg["cond_indep_stack"]
-        if isinstance(base, dist.Normal) and own and self.chosen(msg["name"], msg["fn"].shape()):
-            msg["infer"] = msg["infer"] | {MARK: (base.loc, base.scale)}
-            self.found.append(msg["name"])
+        if isinstance(base, dist.Normal) and own:
+            self.normals[msg["name"]] = chosen = bool(self.chosen(msg["name"], msg["fn"].shape()))
+            if chosen:
+                msg["infer"] = msg["infer"] | {MARK: (base.loc, base.scale)}
 
 
 class _Tape(Messenger):

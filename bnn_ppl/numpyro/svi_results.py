@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from jax import Array, lax, random
+from jax.experimental import checkify
 from numpyro.distributions.distribution import validation_enabled
 from numpyro.handlers import seed as seed_handler
 from numpyro.handlers import substitute
@@ -25,15 +26,18 @@ from numpyro.infer.svi import SVIRunResult
 from numpyro.infer.util import compute_log_probs
 
 from bnn_ppl import svi_arguments as checks
-from bnn_ppl.numpyro.layout import plates_of
+from bnn_ppl.layout import beyond_message, check_classes, check_dtype_of_classes, check_observation
+from bnn_ppl.numpyro.compilation import jit_over_data
+from bnn_ppl.numpyro.layout import Layout, number_of_classes, plates_of
 from bnn_ppl.numpyro.plates import as_arrays
+from bnn_ppl.numpyro.potential import takes_rows
 from bnn_ppl.numpyro.results import by_parameter, describe, sites_of, to_numpy, unwrapped
 from bnn_ppl.responses import check_trained
 from bnn_ppl.results import Guide, Results
-from bnn_ppl.svi_arguments import SVIArguments
+from bnn_ppl.svi_arguments import SVIArguments, ValueCheck
 
 
-def read(svi: Any, given: SVIArguments) -> Results:
+def read(svi: Any, given: SVIArguments) -> tuple[Results, dict[str, ValueCheck]]:
     """What SVI trained; draws of its guide are made when they are asked for.
 
     Parameters
@@ -45,14 +49,14 @@ def read(svi: Any, given: SVIArguments) -> Results:
 
     Returns
     -------
-    Results
+    Results, and checks of the values of observed sites
 
     Raises
     ------
     TypeError
         If it is something else, or `svi_result` is neither what ``svi.run`` returned nor a state.
     ValueError
-        If it was not trained, or the arguments do not fit it.
+        If it was not trained, or the arguments do not fit it, or lack rows of a plate.
     """
     if not isinstance(svi, SVI):
         raise TypeError(f"source must be a numpyro.infer.SVI, got {type(svi).__name__}")
@@ -75,22 +79,31 @@ def read(svi: Any, given: SVIArguments) -> Results:
         guide = _approximation(guide, held)
 
     program = _Program(svi.model, guide if draws is None else None, args, kwargs, given.seed)
-    inputs = program.inputs(held, draws)
     with validation_enabled(False):
-        values, guide_sites = program.draw(inputs, 0)[1:]
+        values, guide_sites = program.draw((held, draws, {}), 0)[1:]
     missing = [name for name, site in guide_sites.items() if site["type"] == "param" and name not in held]
     checks.check_params(guide, missing, "run SVI with it, and pass what it returned as svi_result")
     found = sites_of(svi.model, held | values, {}, args, kwargs)
     plates, sites = plates_of(guide_sites) | plates_of(found), describe(found)
     around = {n: [f.name for f in guide_sites[n]["cond_indep_stack"]] if guide_sites else [] for n in values}
     checks.check_sites(sites, around, plates)
+    value_checks = _value_checks({name: found[name] for name, site in sites.items() if site.kind == "observed"})
     program = replace(program, latent=tuple(n for n, site in sites.items() if site.kind == "latent"))
     inputs = program.inputs({n: value for n, value in held.items() if n in found or n in guide_sites}, draws)
     observed = checks.observed_inside(sites, plates)
 
+    def on_rows(args: tuple, kwargs: dict, values: dict[str, Any], rows: Mapping[str, Any]) -> dict[str, Array]:
+        found = sites_of(svi.model, values, rows, args, kwargs)
+        return {name: jnp.asarray(found[name]["value"]) for name in observed}
+
+    # JAX itself takes the last row for an index beyond the end.
+    checked = jit_over_data(checkify.checkify(on_rows, errors=checkify.index_checks), args, kwargs)
+
     def look(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = sites_of(svi.model, held | values, rows, args, kwargs)
-        return {name: to_numpy(found[name]["value"]) for name in observed}
+        beyond, seen = checked(held | values, rows)
+        if message := beyond.get():
+            raise ValueError(beyond_message(plates, message.strip(" .")))
+        return {name: to_numpy(value) for name, value in seen.items()}
 
     def sample(names: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         draws, elbo = program.sample(inputs, names, total)
@@ -98,7 +111,12 @@ def read(svi: Any, given: SVIArguments) -> Results:
             return draws, {"averaging_weight": np.asarray(svi.averaging_weights(state))[None]}
         return draws, {checks.elbo_name(plates): elbo}
 
-    return Results(
+    if not any(plate.subsampled for plate in plates.values()) and takes_rows(Layout(plates, {}, {}, ()), args, kwargs):
+        look({})  # `is_streamed` looks at the ends of the others
+    streamed = checks.is_streamed(look, plates)
+    if streamed:
+        checks.check_values(value_checks, {name: to_numpy(found[name]["value"]) for name in value_checks})
+    results = Results(
         samples={},
         statistics={},
         shape=(1, total),
@@ -106,7 +124,7 @@ def read(svi: Any, given: SVIArguments) -> Results:
         sites=sites,
         settings=checks.settings_of(svi.guide, svi.loss),
         libraries={"inference_library": "numpyro", "inference_library_version": numpyro.__version__},
-        model=None if checks.is_streamed(look, plates) else svi.model,
+        model=None if streamed else svi.model,
         held={name: value for name, value in held.items() if name in found},
         args=args,
         kwargs=kwargs,
@@ -114,6 +132,18 @@ def read(svi: Any, given: SVIArguments) -> Results:
         site_names=[],
         guide=Guide(checks.names_to_draw(sites, plates), sample, program.latents, inputs, given.elbo, averaged),
     )
+    return results, value_checks
+
+
+def _value_checks(observed: Mapping[str, dict]) -> dict[str, ValueCheck]:
+    found: dict[str, ValueCheck] = {}
+    for name, site in observed.items():
+        if site["cond_indep_stack"]:
+            check_observation(name, jnp.shape(site["value"]), site["fn"].batch_shape, site["fn"].event_shape)
+        if classes := number_of_classes(site["fn"]):
+            check_dtype_of_classes(name, jnp.result_type(site["value"]), classes)
+            found[name] = partial(check_classes, classes=classes)
+    return found
 
 
 def _trained(svi: SVI, given: SVIArguments) -> tuple[Any, dict[str, Any], SVIArguments]:

@@ -118,6 +118,7 @@ class HWASVI(SnapshotSVI):
         self.rank = rank
         self.multiplier = multiplier
         self._supports: dict[str, Any] = {}
+        self._names: dict[str, str] = {}
 
     def _empty(self, params: dict[str, Tensor], args: tuple, kwargs: dict) -> Averages:
         laws: dict[str, Law] = {}
@@ -125,7 +126,7 @@ class HWASVI(SnapshotSVI):
             moved = self._constrained({name: value + 0.01 for name, value in params.items()})
             found = find_laws(self.model, self._bare_guide, moved, args, kwargs)
             averages.check_locations(found.supports, found.fixed, found.refused, self.covariance)
-            self._supports = found.supports
+            self._supports, self._names = found.supports, found.names
             laws = read_laws(found.supports, self._bare_guide, args, kwargs)
 
         def zeros(*rows: int) -> dict[str, Tensor]:
@@ -149,7 +150,7 @@ class HWASVI(SnapshotSVI):
         averaged = {name: averages.add_to_mean(kept.params[name], value, share) for name, value in params.items()}
         return Averages(averaged, mean, spread, within, kept.columns)
 
-    _own = (*SnapshotSVI._own, "_supports")
+    _own = (*SnapshotSVI._own, "_supports", "_names")
     _settings = (*SnapshotSVI._settings, "covariance", "rank")
 
     def averaged_params(self) -> dict[str, Tensor]:
@@ -170,7 +171,7 @@ class HWASVI(SnapshotSVI):
         kept = self._kept
         columns = self._columns(kept, count)
         return {
-            name: (
+            self._names.get(name, name): (
                 kept.mean[name],
                 averages.variance(self.covariance, kept.within[name], kept.spread[name])
                 + ((columns[name] ** 2).sum(0) if columns else 0),

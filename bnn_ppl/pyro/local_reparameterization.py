@@ -98,7 +98,7 @@ def local_reparameterization(model: Callable, guide: Callable, *, sites: Sites =
     def marked(*args: Any, **kwargs: Any) -> Any:
         with _MarkNormals(sites) as mark:
             result = guide(*args, **kwargs)
-        check_found(mark.found, sites)
+        check_found(mark.normals, sites)
         return result
 
     setattr(marked, UNMARKED, guide)
@@ -123,25 +123,26 @@ class _MarkNormals(Messenger):
     def __init__(self, sites: Sites):
         super().__init__()
         self.chosen = chooser(sites)
-        self.found: list[str] = []
-        self.normals: dict[int, tuple] = {}
+        self.normals: dict[str, bool] = {}  # and whether they are chosen
+        self.auxiliary: dict[int, tuple] = {}
 
     def _pyro_sample(self, msg: dict) -> None:
         base, moments = _base(msg["fn"]), None
         if isinstance(base, dist.Normal):
             moments = base.loc, base.scale
-        elif isinstance(base, dist.Delta) and id(base.v) in self.normals:
-            moments = self.normals[id(base.v)][1]
+        elif isinstance(base, dist.Delta) and id(base.v) in self.auxiliary:
+            moments = self.auxiliary[id(base.v)][1]
         # No vector from which the sites are cut, and no latent of rows, which would enter several outputs of its row.
         own = not (msg["infer"].get("is_auxiliary") or msg["is_observed"] or msg["cond_indep_stack"])
-        if moments and own and self.chosen(msg["name"], tuple(msg["fn"].shape())):
-            msg["infer"] = msg["infer"] | {MARK: moments}
-            self.found.append(msg["name"])
+        if moments and own:
+            self.normals[msg["name"]] = chosen = bool(self.chosen(msg["name"], tuple(msg["fn"].shape())))
+            if chosen:
+                msg["infer"] = msg["infer"] | {MARK: moments}
 
     def _pyro_post_sample(self, msg: dict) -> None:
         base = _base(msg["fn"])
         if msg["infer"].get("is_auxiliary") and isinstance(base, dist.Normal):
-            self.normals[id(msg["value"])] = msg["value"], (base.loc, base.scale)  # held, so that no other has its id
+            self.auxiliary[id(msg["value"])] = msg["value"], (base.loc, base.scale)  # held, so that no other has its id
 
 
 def _base(fn: Any) -> Any:

@@ -66,7 +66,9 @@ class ImproperLogUniform(TorchDistribution):
     Notes
     -----
     `log_prob` is -log |w|, infinite at 0, whatever `kl` is. `sample` draws from the density cut to 0.001 <= |w| <= 1,
-    only so that the hosts, which run a model to see its shapes, can do so.
+    only so that the hosts, which run a model to see its shapes, can do so. The exact divergence from a normal is
+    E[log q(w) - log p(w)] + (1 + gamma + log(4 pi)) / 2, with Euler's gamma, so that an ELBO from `log_prob`, as the
+    `elbo` of ``to_arviz``, is 2.0541 a weight above that of ``TraceMeanField_ELBO``.
 
     References
     ----------

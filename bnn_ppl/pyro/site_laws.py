@@ -36,12 +36,14 @@ class Law(NamedTuple):
 class Found(NamedTuple):
     """Sites of a guide that have a location.
 
-    By site the support of a point, or None; those that no parameter moves; and why the others have none.
+    By site the support of a point, or None; those that no parameter moves; why the others have none; and the latent
+    sites of the model that auxiliary ones belong to, as ``w_unconstrained`` of ``AutoNormal`` to ``w``.
     """
 
     supports: dict[str, Any]
     fixed: list[str]
     refused: dict[str, str]
+    names: dict[str, str]
 
 
 @contextmanager
@@ -130,7 +132,11 @@ def find_laws(model: Callable, guide: Callable, moved: Mapping[str, Tensor], arg
             support = latent[name]["fn"].support if name in latent else constraints.real
             supports[name] = support if isinstance(base, dist.Delta) else None
     pairs = {n: (_law(drawn.nodes[n]["fn"], x).mean, _law(elsewhere[n]["fn"], x).mean) for n, x in supports.items()}
-    return Found(supports, [name for name, (here, there) in pairs.items() if torch.equal(here, there)], refused)
+    fixed = [name for name, (here, there) in pairs.items() if torch.equal(here, there)]
+    auxiliary = [name for name in supports if drawn.nodes[name]["infer"].get("is_auxiliary")]
+    names = {name: name.removesuffix("_unconstrained") for name in auxiliary}
+    names = {name: site for name, site in names.items() if site != name and site in latent and site not in supports}
+    return Found(supports, fixed, refused, names)
 
 
 def _shifted(value: Any) -> Any:

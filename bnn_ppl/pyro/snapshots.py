@@ -143,8 +143,9 @@ class SnapshotSVI(SVI):
         Raises
         ------
         ValueError
-            If the state is of other settings.
+            If it is no such state, or one of other settings.
         """
+        snapshots.check_state_dict(state, ("params", "optim", "random_state", "own", "settings"))
         for name in self._settings:
             snapshots.check_state(name, state["settings"].get(name), getattr(self, name))
         state = deepcopy(state)

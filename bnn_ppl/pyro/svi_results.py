@@ -5,7 +5,9 @@ r"""What SVI trained, as `bnn_ppl.export` reads it: draws of its guide, with the
 whose mean over draws is that of the host's ``Trace_ELBO``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,14 +20,15 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from bnn_ppl import svi_arguments as checks
-from bnn_ppl.pyro.layout import plates_of, to_numpy
+from bnn_ppl.layout import Plate, beyond_message, check_classes, check_observation, check_one_hot
+from bnn_ppl.pyro.layout import is_one_hot, number_of_classes, plates_of, to_numpy
 from bnn_ppl.pyro.results import Replay, by_parameter, describe, random_state_kept, unwrapped
 from bnn_ppl.responses import check_trained
 from bnn_ppl.results import Guide, Results
-from bnn_ppl.svi_arguments import SVIArguments
+from bnn_ppl.svi_arguments import SVIArguments, ValueCheck
 
 
-def read(svi: Any, given: SVIArguments) -> Results:
+def read(svi: Any, given: SVIArguments) -> tuple[Results, dict[str, ValueCheck]]:
     """What SVI trained; draws of its guide are made when they are asked for.
 
     Parameters
@@ -37,14 +40,14 @@ def read(svi: Any, given: SVIArguments) -> Results:
 
     Returns
     -------
-    Results
+    Results, and checks of the values of observed sites
 
     Raises
     ------
     TypeError
         If it is something else.
     ValueError
-        If it was not trained, or the arguments do not fit it.
+        If it was not trained, or the arguments do not fit it, or lack rows of a plate.
     """
     if not isinstance(svi, SVI):
         raise TypeError(f"source must be a pyro.infer.SVI, got {type(svi).__name__}")
@@ -81,7 +84,9 @@ def read(svi: Any, given: SVIArguments) -> Results:
     with random_state_kept():
         guide_trace, values = draw(0)
         guide_sites = {} if guide_trace is None else guide_trace.nodes
-        found = dict(Replay(values, held, {}).trace(trained(svi.model), args, kwargs).nodes)
+        model = poutine.trace(trained(svi.model))
+        with _beyond_refused(lambda: plates_of(model.msngr.trace.nodes)):
+            found = dict(Replay(values, held, {}).trace(model, args, kwargs).nodes)
     plates, sites = plates_of(guide_sites) | plates_of(found), describe(found)
     around = {n: [f.name for f in guide_sites[n]["cond_indep_stack"]] if guide_sites else [] for n in values}
     checks.check_sites(sites, around, plates)
@@ -119,11 +124,15 @@ def read(svi: Any, given: SVIArguments) -> Results:
         return whole, {checks.elbo_name(plates): np.array([elbos])}
 
     def look(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        with random_state_kept():
+        with random_state_kept(), _beyond_refused(lambda: plates):
             found = Replay(values, held, rows).run(svi.model, args, kwargs)
         return {name: to_numpy(found[name]["value"]) for name in observed}
 
-    return Results(
+    streamed = checks.is_streamed(look, plates)
+    value_checks = _value_checks({name: found[name] for name, site in sites.items() if site.kind == "observed"})
+    if streamed:
+        checks.check_values(value_checks, {name: to_numpy(found[name]["value"]) for name in value_checks})
+    results = Results(
         samples={},
         statistics={},
         shape=(1, total),
@@ -131,7 +140,7 @@ def read(svi: Any, given: SVIArguments) -> Results:
         sites=sites,
         settings=checks.settings_of(svi.guide, svi.loss),
         libraries={"inference_library": "pyro", "inference_library_version": pyro.__version__},
-        model=None if checks.is_streamed(look, plates) else svi.model,
+        model=None if streamed else svi.model,
         held=held,
         args=args,
         kwargs=kwargs,
@@ -139,6 +148,35 @@ def read(svi: Any, given: SVIArguments) -> Results:
         site_names=[],
         guide=Guide(checks.names_to_draw(sites, plates), sample, latents, None, given.elbo, averaged),
     )
+    return results, value_checks
+
+
+@contextmanager
+def _beyond_refused(plates: Callable[[], Mapping[str, Plate]]) -> Iterator[None]:
+    """Say in words that a model with these plates takes rows beyond the end of its data."""
+    try:
+        yield
+    except IndexError as error:
+        found = plates()
+        if not found or "out of bounds" not in str(error):
+            raise
+        raise ValueError(beyond_message(found, str(error))) from error
+
+
+def _value_checks(observed: Mapping[str, dict]) -> dict[str, ValueCheck]:
+    found: dict[str, ValueCheck] = {}
+    for name, site in observed.items():
+        if site["cond_indep_stack"]:
+            check_observation(
+                name, torch.as_tensor(site["value"]).shape, site["fn"].batch_shape, site["fn"].event_shape
+            )
+        if site["mask"] is not None:  # what is masked may be anything
+            continue
+        if classes := number_of_classes(site["fn"]):
+            found[name] = partial(check_classes, classes=classes)
+        elif is_one_hot(site["fn"]):
+            found[name] = check_one_hot
+    return found
 
 
 def _is_plate(site: dict) -> bool:

@@ -44,7 +44,8 @@ class SWA(HWASVI):
 
     Notes
     -----
-    The running statistics of batch normalisation belong to the last weights: see `update_batch_norm`.
+    The running statistics of batch normalisation belong to the last weights; `random_torch_module` leaves the buffers
+    of your network alone, so that its are still the ones from before training: see `update_batch_norm`.
 
     Examples
     --------
@@ -109,7 +110,8 @@ class SWAG(HWASVI):
 
     Notes
     -----
-    The running statistics of batch normalisation are wanted anew for each draw: see `update_batch_norm`.
+    The running statistics of batch normalisation are wanted anew for each draw: see `update_batch_norm`. Those of a
+    `random_torch_module` are still the ones from before training.
 
     Examples
     --------

@@ -163,6 +163,30 @@ def test_snapshots_are_no_chain():
     assert not any(word in text for word in ("One chain", "independent", "Not judged", "!"))
 
 
+@pytest.mark.parametrize(
+    ("source", "over", "under", "intervals"),
+    [
+        ("chains", "a higher temperature or more draws", "a lower temperature", "the temperature"),
+        ("guide", "a wider guide or more draws", "a narrower guide or longer training", "the guide"),
+        ("snapshots", "more snapshots, further apart", "snapshots after longer training", "the snapshots"),
+    ],
+)
+def test_advice_fits_where_the_draws_come_from(source, over, under, intervals):
+    tree = make_tree()
+    if source != "chains":
+        name = "elbo" if source == "guide" else "averaging_weight"
+        stats = xr.Dataset({name: (("chain", "draw"), np.full((1, 4), 0.25))}, attrs={"guide": "AutoNormal"})
+        posterior = xr.Dataset({"w": (("chain", "draw"), np.zeros((1, 4)))})
+        tree = xr.DataTree.from_dict({"posterior": posterior, "sample_stats": stats})
+    given = make_classes(confidence=6.0), make_classes(confidence=0.2), make_values(spread=0.3)
+    found = [warnings_of(bnn_ppl.report(tree, predictions)) for predictions in given]
+    for lines, start, advice in zip(found, ("over", "under"), (over, under), strict=False):
+        (line,) = lines
+        assert line.startswith(f"! {start}confident by")
+        assert line.endswith(f"on average: try {advice}, and look at the priors.")
+    assert found[2] == [f"! The intervals are too narrow: look at the noise's prior, {intervals}, and for outliers."]
+
+
 def test_few_draws_are_told(tmp_path):
     few = make_classes().isel(draw=slice(3))
     text = bnn_ppl.report(make_tree(), few, path=tmp_path / "page.png")

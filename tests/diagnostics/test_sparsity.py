@@ -93,6 +93,9 @@ def test_prune():
 NAN = {"w0": np.array([[0.0, 1.0, np.nan], [np.nan, 2.0, 3.0]])}
 
 
+NESTED = {"b": np.ones(2), "net$params": {"Dense_0": {"kernel": np.ones((2, 3))}}}  # as of flax
+
+
 @pytest.mark.parametrize("call", [signal_to_noise, sparsity, lambda given: prune(VALUES, given)])
 @pytest.mark.parametrize(
     ("given", "error", "message"),
@@ -101,6 +104,10 @@ NAN = {"w0": np.array([[0.0, 1.0, np.nan], [np.nan, 2.0, 3.0]])}
         ({}, ValueError, "log_alpha must have at least one site, got {}: give guide.log_alpha(params)"),
         (np.ones(3), TypeError, "log_alpha must be a dict of arrays by site, got ndarray: give guide.log_alpha("),
         ({"w0": np.ones((0, 3))}, ValueError, "log_alpha of site 'w0' is empty, shape (0, 3): leave the site out"),
+        (NESTED, TypeError, "and log_alpha['net$params'] is a dict: give guide.log_alpha(params), on Pyro guide.log_a"),
+        ({"w0": [[1.0], [1.0, 2.0]]}, TypeError, "arrays of numbers by site, and log_alpha['w0'] is a list: give"),
+        ({"w0": "weights"}, TypeError, "log_alpha['w0'] is a str: give guide.log_alpha(params)"),
+        ({"w0": None}, TypeError, "log_alpha['w0'] is a NoneType: give guide.log_alpha(params)"),
     ],
 )
 def test_bad_log_alpha(call, given, error, message):
@@ -126,6 +133,7 @@ def test_bad_threshold(threshold):
         (VALUES, {"w0": LOG_ALPHA["w0"].T}, ValueError, "log_alpha of site 'w0' has the shape (3, 2), and values (2,"),
         ({"b": np.ones((5, 2))}, {"b": np.zeros(2)}, ValueError, "and values (5, 2): give the weights themselves"),
         ({}, LOG_ALPHA, ValueError, "values must have at least one site, got {}: give guide.median(params)"),
+        (NESTED, LOG_ALPHA, TypeError, "values['net$params'] is a dict: give guide.median(params), on Pyro guide.med"),
         ([1.0], LOG_ALPHA, TypeError, "values must be a dict of arrays by site, got list: give guide.median(params)"),
         ({"b": []}, LOG_ALPHA, ValueError, "values of site 'b' is empty, shape (0,): leave the site out"),
     ],
@@ -146,6 +154,11 @@ LABELLED = "of shape (draws, ...), got {}, whose arrays have an axis for the cha
         ({"w": 1.0}, ValueError, "draws of site 'w' must be at least 2, in the shape (draws, ...), got (): take more"),
         ({"w": [[1, 2], [1, np.nan]]}, ValueError, "draws of site 'w' has 1 NaN or infinite values, the first at ind"),
         ({"w": [[1, 0], [2, 0]]}, ValueError, "draws of site 'w' are all 0 at index (1,), where alpha is 0 / 0: leave"),
+        (
+            NESTED,
+            TypeError,
+            "draws must be a dict of arrays of numbers by site, and draws['net$params'] is a dict: give",
+        ),
         ({}, ValueError, "draws must have at least one site, got {}: give mcmc.get_samples()"),
         ({"w": np.ones((0, 3))}, ValueError, "draws of site 'w' is empty, shape (0, 3)"),
         (np.ones((5, 3)), TypeError, "draws must be a dict of arrays by site, got ndarray: give mcmc.get_samples()"),

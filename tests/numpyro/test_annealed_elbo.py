@@ -64,6 +64,10 @@ def test_in_svi():
     plain, _ = svi.update(state, X, 2 * X)
     assert float(svi.get_params(plain)["loc"]) == pytest.approx(moved[1.0][0], rel=1e-12)
     assert np.isfinite(svi.run(random.key(0), 3, X, 2 * X, progress_bar=False).losses).all()
+    found = svi.run(random.key(0), 1, X, 2 * X, kl_weight=0.0, progress_bar=False, init_state=state).params["loc"]
+    assert float(found) == pytest.approx(moved[0.0][0], rel=1e-12)
+    found, _ = jax.lax.scan(lambda s, kl_weight: svi.update(s, X, 2 * X, kl_weight=kl_weight), state, jnp.zeros(1))
+    assert float(svi.get_params(found)["loc"]) == pytest.approx(moved[0.0][0], rel=1e-12)
 
 
 @pytest.mark.parametrize("kl_weight", [-0.1, float("nan"), float("inf"), "0.1", None])

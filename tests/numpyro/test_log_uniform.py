@@ -78,6 +78,16 @@ def test_divergence_in_the_elbo(float64):
     assert float(loss) == pytest.approx(float(expected), rel=1e-10)
 
 
+@pytest.mark.parametrize("loc", [0.0, 0.5, 3.0])
+def test_constant_between_divergence_and_density(float64, loc):
+    q, prior = dist.Normal(loc, 0.7), ImproperLogUniform()
+    w = loc + 0.7 * (jnp.arange(-12e5, 12e5) + 0.5) * 1e-5
+    expected = 0.7e-5 * (jnp.exp(q.log_prob(w)) * (q.log_prob(w) - prior.log_prob(w))).sum()
+    constant = 0.5 * (1 + np.euler_gamma + np.log(4 * np.pi))
+    assert constant == pytest.approx(2.0541, abs=5e-5)
+    assert float(kl_divergence(q, prior) - expected) == pytest.approx(constant, abs=1e-4)
+
+
 def test_density_and_support():
     prior = ImproperLogUniform().expand([2, 3]).to_event(1)
     assert (prior.batch_shape, prior.event_shape) == ((2,), (3,))

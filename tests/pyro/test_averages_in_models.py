@@ -8,9 +8,17 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.distributions.transforms import iterated, spline
 from pyro.infer import SVI, Predictive, Trace_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoIAFNormal, AutoNormal, AutoNormalizingFlow
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoGuideList,
+    AutoIAFNormal,
+    AutoNormal,
+    AutoNormalizingFlow,
+)
 from pyro.nn import PyroModule
 from pyro.optim import SGD, LambdaLR
 
@@ -167,6 +175,40 @@ def test_resume_with_other_settings(cls, settings):
     other = cls(linear, AutoDelta(linear), SGD({"lr": 0.01}), Trace_ELBO(), start=4, cycle_length=2, **{name: 5})
     with pytest.raises(ValueError, match=f"a run with {name}=3, and this object has {name}=5"):
         other.load_state_dict(svi.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("state", "got"),
+    [({"a": 1}, r"a dict of \['a'\]"), ({"settings": {}, "own": {}}, r"a dict of \['settings', 'own'\]"), (3, "int")],
+)
+@pytest.mark.parametrize("cls", [HWASVI, FGE])
+def test_resume_from_something_else(cls, state, got):
+    svi = trained(cls, linear, AutoDelta(linear), steps=1)
+    before = svi.state_dict()
+    with pytest.raises(ValueError, match=rf"state must be what state_dict\(\) returned, got {got}: save svi\.state_d"):
+        svi.load_state_dict(state)
+    svi.load_state_dict(before)
+
+
+def mixed(x, y=None):
+    pyro.sample("s", dist.LogNormal(0.0, 1.0))
+    linear(x, y)
+
+
+def test_moments_have_the_names_of_the_sites():
+    """Those of auxiliary sites too, in unconstrained coordinates; a vector has its own. After a state as well."""
+    guide = AutoGuideList(mixed)
+    guide.append(AutoNormal(poutine.block(mixed, hide=["w"])))
+    guide.append(AutoDiagonalNormal(poutine.block(mixed, hide=["s"])))
+    svi = trained(HWASVI, mixed, guide)
+    (loc,) = (value for name, value in svi.averaged_params().items() if name.endswith("locs.s"))
+    moments = svi.averaged_moments()
+    assert [name for name in moments if not name.startswith("_")] == ["s"]
+    assert len(moments) == 2
+    assert float(moments["s"][0]) == pytest.approx(float(loc), rel=1e-6)
+    again = HWASVI(mixed, guide, SGD({"lr": 0.01}), Trace_ELBO(), start=4, cycle_length=2)
+    again.load_state_dict(svi.state_dict())
+    assert list(again.averaged_moments()) == list(moments)
 
 
 def scales(x, y=None):
