@@ -46,12 +46,33 @@ def dense_network(
             for i, (w, bias) in enumerate(weights):
                 h = h @ w
                 if normalize:
-                    h = (h - h.mean(0)) / (h.var(0) + 1e-5) ** 0.5
+                    h = _standardize(h)
                 h = h + bias
                 h = activation(h) if i + 1 < len(weights) else h
             b.ppl.sample("y", b.dist.Categorical(logits=h), obs=labels)
 
     return model
+
+
+def normalize_by_batch(b: Backend, network: Any) -> None:
+    """Let batch normalisation follow each layer of a LeNet-5, by the batch at hand, without scale and shift."""
+    for name, axes in (("conv1", 2), ("conv2", 2), ("hidden", 1), ("output", 1)):
+        layer = getattr(network, name)
+        if b.name == "numpyro":
+            from flax import nnx
+
+            normalized = nnx.Sequential(layer, _standardize)
+        else:
+            from torch import nn
+
+            norm = (nn.BatchNorm1d, nn.BatchNorm2d)[axes - 1]
+            normalized = nn.Sequential(layer, norm(len(layer.weight), affine=False, track_running_stats=False))
+        setattr(network, name, normalized)
+
+
+def _standardize(h):
+    axes = tuple(range(h.ndim - 1))
+    return (h - h.mean(axes)) / (h.var(axes) + 1e-5) ** 0.5
 
 
 class Trained(NamedTuple):

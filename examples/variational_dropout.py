@@ -7,8 +7,8 @@
 
 The studies are those of Neklyudov et al. 2018 (LeNet-5) and Molchanov et al. 2017 (LeNet-300-100). --full has the
 200 epochs of the former, with a learning rate of 0.001 for all parameters; the short runs have fewer epochs, and a
-larger rate for the noise parameters, which have to come from -5 to where they belong. --batch-norm, for the dense
-network, evaluates by the statistics of batches of test images, as the reference code does.
+larger rate for the noise parameters, which have to come from -5 to where they belong. --batch-norm evaluates by the
+statistics of batches of test images, as the reference code does.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from data import load_images
 from training import print_table, set_device, to_backend
-from variational import backend, dense_network, train
+from variational import backend, dense_network, normalize_by_batch, train
 
 from bnn_ppl.diagnostics import accuracy, prune, sparsity
 from bnn_ppl.plots import plot_log_alpha
@@ -33,7 +33,7 @@ parser.add_argument("--dataset", choices=("digits", "mnist", "fashion-mnist", "c
 parser.add_argument("--study", choices=("sparsity", "variance", "parameterizations"), default="sparsity")
 parser.add_argument("--backend", choices=("numpyro", "pyro"), default="numpyro")
 parser.add_argument("--network", choices=("dense", "lenet5", "vgg"), default="dense", help="dense: LeNet-300-100")
-parser.add_argument("--batch-norm", action="store_true", help="normalise each layer of the dense network by its batch")
+parser.add_argument("--batch-norm", action="store_true", help="normalise each layer by its batch")
 parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--batch-size", type=int, default=200)
 parser.add_argument("--noise-rate", type=float, default=0.02, help="learning rate of the noise parameters")
@@ -51,11 +51,12 @@ if options.smoke:
 if options.full:
     options.epochs, options.noise_rate = 200, 1e-3
 flat = options.network == "dense"
-if options.batch_norm and not flat:
-    parser.error("--batch-norm is for --network dense")
+if options.batch_norm and options.network == "vgg":
+    parser.error("--batch-norm is for --network dense and lenet5")
 if options.study != "parameterizations" and (options.hidden or options.init_log_alpha != -5.0):
     parser.error("--hidden and --init-log-alpha are for --study parameterizations")
 
+warnings.filterwarnings("ignore", "the layers of batch normalisation")  # which --batch-norm says
 warnings.filterwarnings("ignore", "Failed to verify mean field")  # which an AutoGuideList is, in its own order
 device = set_device(options)
 b = backend(options.backend)
@@ -86,7 +87,10 @@ def make_model():
     models = import_module(f"bnn_ppl.models.{b.name}")
     _, size, _, channels = images.x_train.shape
     make = {"lenet5": models.lenet5, "vgg": models.vgg}[options.network]
-    return make(channels=channels, image_size=size, prior=prior)
+    model = make(channels=channels, image_size=size, prior=prior)
+    if options.batch_norm:
+        normalize_by_batch(b, model.module)
+    return model
 
 
 def is_weight(name, shape):
