@@ -20,6 +20,7 @@ EXAMPLES = [
     "uci_regression",
     "variance_toy",
     "variational_dropout",
+    "variational_dropout --study parameterizations --hidden --batch-norm",
     "weight_averaging",
     "weight_norm",
 ]
@@ -55,6 +56,8 @@ def test_quickstart(backend, tmp_path):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_example(example, backend, tmp_path):
-    output = run(str(ROOT / "examples" / f"{example}.py"), "--smoke", "--backend", backend, folder=tmp_path)
+    name, *options = example.split()
+    script = str(ROOT / "examples" / f"{name}.py")
+    output = run(script, "--smoke", "--backend", backend, *options, folder=tmp_path)
     assert "| --- |" in output
     assert not re.search(r"\bnan\b", output)
