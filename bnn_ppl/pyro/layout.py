@@ -16,7 +16,15 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.utils import _pytree as pytree
 
-from bnn_ppl.layout import STREAM_FAILURE, Plate, check_observation, resolve_batch_size, warn_data
+from bnn_ppl.layout import (
+    STREAM_FAILURE,
+    Plate,
+    check_classes,
+    check_observation,
+    check_one_hot,
+    resolve_batch_size,
+    warn_data,
+)
 from bnn_ppl.pyro.plates import any_number_of_rows, full_data
 
 Sites = dict[str, Tensor]
@@ -199,12 +207,22 @@ def is_one_hot(fn: Any) -> bool:
     return isinstance(fn, torch.distributions.OneHotCategorical)
 
 
+def check_values(name: str, values: Any, fn: Any) -> None:
+    """Raise a ValueError for observations that are no class numbers, or no rows with a single 1."""
+    if classes := number_of_classes(fn):
+        check_classes(name, np.atleast_1d(to_numpy(values)), classes)
+    elif is_one_hot(fn):
+        check_one_hot(name, np.atleast_2d(to_numpy(values)))
+
+
 def _check_rows(sites: Mapping[str, dict], plates: Mapping[str, Plate], cut: Mapping[str, int]) -> None:
     for name, site in sites.items():
         if site["type"] != "sample" or not site["is_observed"] or site["infer"].get("_deterministic"):
             continue
         if any(frame.dim is not None for frame in _frames(site)):
             check_observation(name, site["value"].shape, site["fn"].batch_shape, site["fn"].event_shape)
+        if site["mask"] is None:  # what is masked may be anything
+            check_values(name, site["value"], site["fn"])
         for frame in _frames(site):
             plate, shape = plates[frame.name], site["value"].shape
             if frame.dim is None or not plate.subsampled or not shape:

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils import _pytree as pytree
 
-from bnn_ppl.layout import beyond_message, bypass_message, check_classes, check_one_hot, sources, warn_unused_rows
-from bnn_ppl.pyro.layout import Layout, Sites, is_one_hot, number_of_classes, to_numpy
+from bnn_ppl.layout import beyond_message, bypass_message, sources, warn_unused_rows
+from bnn_ppl.pyro.layout import Layout, Sites, check_values, to_numpy
 from bnn_ppl.pyro.plates import any_number_of_rows
 
 
@@ -161,10 +161,7 @@ def check_rows(model: Callable, layout: Layout, z: Sites, args: tuple, kwargs: d
         for size in {layout.plates[n].size for n in plates if n in first}:
             for array in sources(to_numpy(other.observed[name][0]), size, arrays, to_numpy):
                 warn_unused_rows(name, size, len(array))
-                if classes := number_of_classes(law):
-                    check_classes(name, to_numpy(array[:size]), classes)
-                elif is_one_hot(law):
-                    check_one_hot(name, to_numpy(array[:size]))
+                check_values(name, array[:size], law)
         disjoint = [n for n in plates if n in first and 2 * len(first[n]) <= layout.plates[n].size]
         if disjoint and _alike(one.terms[name], other.terms[name]):
             raise ValueError(bypass_message(name, disjoint[0], "the log densities"))

@@ -20,8 +20,8 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from bnn_ppl import svi_arguments as checks
-from bnn_ppl.layout import Plate, beyond_message, check_classes, check_observation, check_one_hot
-from bnn_ppl.pyro.layout import is_one_hot, number_of_classes, plates_of, to_numpy
+from bnn_ppl.layout import Plate, beyond_message, check_observation
+from bnn_ppl.pyro.layout import check_values, plates_of, to_numpy
 from bnn_ppl.pyro.results import Replay, by_parameter, describe, random_state_kept, unwrapped
 from bnn_ppl.responses import check_trained
 from bnn_ppl.results import Guide, Results
@@ -170,12 +170,8 @@ def _value_checks(observed: Mapping[str, dict]) -> dict[str, ValueCheck]:
             check_observation(
                 name, torch.as_tensor(site["value"]).shape, site["fn"].batch_shape, site["fn"].event_shape
             )
-        if site["mask"] is not None:  # what is masked may be anything
-            continue
-        if classes := number_of_classes(site["fn"]):
-            found[name] = partial(check_classes, classes=classes)
-        elif is_one_hot(site["fn"]):
-            found[name] = check_one_hot
+        if site["mask"] is None:  # what is masked may be anything
+            found[name] = partial(check_values, fn=site["fn"])
     return found
 
 
