@@ -1,6 +1,9 @@
 """Cases that the tests of local reparameterisation share."""
 
+from collections.abc import Callable
+
 import numpy as np
+import pytest
 
 RNG = np.random.default_rng(0)
 ROWS, INPUTS, OUTPUTS, SIZE, WINDOW = 20_000, 4, 3, 4, 3
@@ -35,3 +38,13 @@ def check_moments(found: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> 
     assert np.abs((found.var(0) / variance - 1) * np.sqrt(rows / 2)).max() < 4.5
     correlation = np.corrcoef(found.reshape(rows, -1), rowvar=False)
     assert np.abs(correlation - np.eye(len(correlation))).max() < 4.5 / np.sqrt(rows)
+
+
+def check_sites_refused(run: Callable) -> None:
+    """Where a guide draws v and w from normals, other names are refused, and a choice of none."""
+    has = r"from normals: it has \['v', 'w'\]"
+    with pytest.raises(ValueError, match=r"sites=\['u', 'w'\] names \['u'\], which the guide does not draw " + has):
+        run(["u", "w"])
+    for sites in ([], lambda name, shape: False):
+        with pytest.raises(ValueError, match=r"sites=.* chooses none of the sites that the guide draws " + has):
+            run(sites)
